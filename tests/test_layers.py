@@ -1,4 +1,4 @@
-"""Arrows point one way: vllm_plugin -> proposers -> theory, and only vllm_plugin meets the engine."""
+"""Arrows point one way: vllm_plugin -> proposers -> theory; only vllm_plugin meets the engine."""
 
 import ast
 import subprocess

@@ -57,7 +57,11 @@ _INSIDE_OF = {
 
 
 def write_model(
-    gguf: Path, folder: Path, *, dtype: torch.dtype = torch.bfloat16, progress: Progress | None = None
+    gguf: Path,
+    folder: Path,
+    *,
+    dtype: torch.dtype = torch.bfloat16,
+    progress: Progress | None = None,
 ) -> None:
     """Write config, generation config, weights and tokenizer of ``gguf`` into ``folder``.
 
@@ -181,7 +185,9 @@ def build_tokenizer(meta: Metadata, longest: int) -> PreTrainedTokenizerFast:
     kind = (meta["tokenizer.ggml.model"], meta["tokenizer.ggml.pre"])
     builders = {("gpt2", "smollm"): _byte_level_bpe, ("llama", "default"): _sentencepiece_bpe}
     if kind not in builders:
-        raise ValueError(f"the GGUF file's tokenizer is {kind}, and only {list(builders)} are known")
+        raise ValueError(
+            f"the GGUF file's tokenizer is {kind}, and only {list(builders)} are known"
+        )
     tokenizer = builders[kind](meta)
     tokens, types = meta["tokenizer.ggml.tokens"], meta["tokenizer.ggml.token_type"]
     named = {

@@ -199,7 +199,7 @@ def check(name: str) -> float:
 
 
 def logit_gap(folder: Path, gguf: Path, prompts: Sequence[str] = CHECK_PROMPTS) -> float:
-    """Largest absolute difference of logits between ``folder`` and an independent reading of ``gguf``.
+    """Largest difference of logits between ``folder`` and an independent reading of ``gguf``.
 
     The reference state dict comes from transformers' own GGUF loader (its own names, its own
     permutation of q and k, its own norm offsets), rounded to bfloat16 like the built one, so that
