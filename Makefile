@@ -24,15 +24,18 @@ $(BIN)/python:
 	  echo "setup: no python3.11, python3.12 or python3.13 found; name one with PYTHON=..." >&2; exit 1; }
 	$(PYTHON) -m venv .venv
 
+# torch comes first, so that an index without its CPU build is told of before all else is fetched.
 # --no-deps: the lock is complete, and says at its top why nothing may be added to it.
 .venv/installed: requirements/cpu.txt pyproject.toml | $(BIN)/python
+	@echo "setup: installing requirements/cpu.txt into .venv, which takes a few minutes at first"
 	@rm -f .venv/pip.log
-	$(PIP) install --quiet --log .venv/pip.log --no-deps $(PIP_ARGS) -r requirements/cpu.txt || { \
+	@$(PIP) install --quiet --log .venv/pip.log --no-deps $(PIP_ARGS) '$(TORCH)' || { \
 	  if grep -q 'No matching distribution found for torch==' .venv/pip.log; then \
 	    echo "setup: the configured package index does not offer $(TORCH), the CPU build of torch." \
-	      "Pass an index that does: make setup PIP_ARGS='--extra-index-url URL-OF-THE-PYTORCH-CPU-INDEX'" >&2; \
+	      "Pass one that does: make setup PIP_ARGS='--extra-index-url URL-OF-THE-PYTORCH-CPU-INDEX'" >&2; \
 	  fi; exit 1; }
-	$(PIP) install --quiet --no-deps --no-build-isolation $(PIP_ARGS) --editable .
+	@$(PIP) install --quiet --no-deps $(PIP_ARGS) -r requirements/cpu.txt
+	@$(PIP) install --quiet --no-deps --no-build-isolation $(PIP_ARGS) --editable .
 	@touch $@
 
 # arctic-inference (vLLM's suffix decoding) has no wheel: CMake must find .venv's Python first.
