@@ -67,6 +67,34 @@ def model(
         typer.echo(folder)
 
 
+@app.command()
+def demo(
+    model: Annotated[str, typer.Option(help="A packaged model, or a model folder.")] = "smollm2",
+    temperature: Annotated[float, typer.Option(min=0.0, max=2.0)] = 0.7,
+    samples: Annotated[int, typer.Option(min=1, help="Answers to each question.")] = 4,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 160,
+    as_json: AsJson = False,
+) -> None:
+    """Chat with a real server twice, without and with drafts, and compare."""
+    from vllm_plugin import demo as demonstration
+    from vllm_plugin.measurement import MeasurementError
+    from vllm_plugin.models import ModelError
+    from vllm_plugin.server import ServerError
+
+    try:
+        demonstration.run(
+            model=model,
+            temperature=temperature,
+            samples=samples,
+            max_tokens=max_tokens,
+            as_json=as_json,
+        )
+    except ModelError as error:
+        raise fail(str(error), code=2) from None
+    except (ServerError, MeasurementError) as error:
+        raise fail(str(error)) from None
+
+
 def fail(message: str, code: int = 1) -> typer.Exit:
     """One sentence on standard error and the exit status to raise."""
     typer.echo(f"specproof: {message}", err=True)

@@ -218,6 +218,29 @@ class ServerOptions:
         )
 
 
+def plugin_speculation(tokens: int, drafter: str = "vllm_plugin.Stand") -> dict[str, Any]:
+    """The ``--speculative-config`` that names one of this package's drafters."""
+    return {"method": "custom_class", "model": drafter, "num_speculative_tokens": tokens}
+
+
+def model_folder(name: str) -> Path:
+    """The folder of a model given as a folder or as the name of a packaged model.
+
+    Raises
+    ------
+    ModelError
+        When it is neither, in one sentence.
+    """
+    from vllm_plugin.models import ModelError, build
+
+    folder = Path(name).expanduser()
+    if (folder / "config.json").is_file():
+        return folder.resolve()
+    if folder.exists() or folder.name != name:
+        raise ModelError(f"{name} is no model folder: it holds no config.json.")
+    return build(name)
+
+
 def serve_command(model: str) -> list[str]:
     """``vllm serve MODEL`` with this interpreter.
 

@@ -1,5 +1,6 @@
 """A server lives exactly as long as its block: shown with a tiny HTTP server that forks a child."""
 
+import itertools
 import os
 import signal
 import subprocess
@@ -178,7 +179,7 @@ def test_options_become_arguments_of_vllm_serve() -> None:
         extra=("--seed", "3"),
     )
     words = options.arguments(1234)
-    given = dict(zip(words, words[1:], strict=False))
+    given = dict(itertools.pairwise(words))
     assert given["--port"] == "1234" and given["--host"] == "127.0.0.1"
     assert given["--speculative-config"] == '{"method": "ngram", "num_speculative_tokens": 5}'
     assert given["--additional-config"] == '{"specproof": {"rule": "block"}}'
