@@ -12,6 +12,8 @@ BENCH_ARGS ?=
 
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
+# Errors only: pip also warns, a line per package, about every index that lacks it.
+QUIET := -qq --progress-bar off
 TORCH := $(shell grep '^torch==' requirements/cpu.txt)
 
 .PHONY: setup demo test lint bench lock
@@ -29,20 +31,20 @@ $(BIN)/python:
 .venv/installed: requirements/cpu.txt pyproject.toml | $(BIN)/python
 	@echo "setup: installing requirements/cpu.txt into .venv, which takes a few minutes at first"
 	@rm -f .venv/pip.log
-	@$(PIP) install --quiet --log .venv/pip.log --no-deps $(PIP_ARGS) '$(TORCH)' || { \
+	@$(PIP) install $(QUIET) --log .venv/pip.log --no-deps $(PIP_ARGS) '$(TORCH)' || { \
 	  if grep -q 'No matching distribution found for torch==' .venv/pip.log; then \
 	    echo "setup: the configured package index does not offer $(TORCH), the CPU build of torch." \
 	      "Pass one that does: make setup PIP_ARGS='--extra-index-url URL-OF-THE-PYTORCH-CPU-INDEX'" >&2; \
 	  fi; exit 1; }
-	@$(PIP) install --quiet --no-deps $(PIP_ARGS) -r requirements/cpu.txt
-	@$(PIP) install --quiet --no-deps --no-build-isolation $(PIP_ARGS) --editable .
+	@$(PIP) install $(QUIET) --no-deps $(PIP_ARGS) -r requirements/cpu.txt
+	@$(PIP) install $(QUIET) --no-deps --no-build-isolation $(PIP_ARGS) --editable .
 	@touch $@
 
 # arctic-inference (vLLM's suffix decoding) has no wheel: CMake must find .venv's Python first.
 .venv/bench-installed: requirements/bench.txt requirements/bench-build.txt .venv/installed
-	$(PIP) install --quiet --no-deps $(PIP_ARGS) -r requirements/bench-build.txt
+	$(PIP) install $(QUIET) --no-deps $(PIP_ARGS) -r requirements/bench-build.txt
 	PATH="$(CURDIR)/$(BIN):$$PATH" \
-	  $(PIP) install --quiet --no-deps --no-build-isolation $(PIP_ARGS) -r requirements/bench.txt
+	  $(PIP) install $(QUIET) --no-deps --no-build-isolation $(PIP_ARGS) -r requirements/bench.txt
 	@touch $@
 
 demo: setup
@@ -65,5 +67,5 @@ bench: .venv/bench-installed
 
 # For maintainers: resolve requirements/cpu.in again. UV_ARGS says where the CPU build of torch is.
 lock: setup
-	$(PIP) install --quiet $(PIP_ARGS) uv
+	$(PIP) install $(QUIET) $(PIP_ARGS) uv
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python requirements/lock.py $(UV_ARGS)

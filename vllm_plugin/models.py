@@ -21,10 +21,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING
 
 from filelock import FileLock
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 RECIPE_VERSION = 1  # raise it when the written files change, so that old folders are not reused
 
@@ -198,12 +202,22 @@ def check(name: str) -> float:
         return logit_gap(folder, gguf)
 
 
-def logit_gap(folder: Path, gguf: Path, prompts: Sequence[str] = CHECK_PROMPTS) -> float:
-    """Largest difference of logits between ``folder`` and an independent reading of ``gguf``.
+def logit_gap(folder: Path, gguf: Path) -> float:
+    """Largest difference of logits between ``folder`` and an independent reading of ``gguf``."""
+    return largest_gap(logits_of(folder), logits_of(folder, weights=gguf))
 
-    The reference state dict comes from transformers' own GGUF loader (its own names, its own
-    permutation of q and k, its own norm offsets), rounded to bfloat16 like the built one, so that
-    what is left is only wrong conversion. Both run in float32.
+
+def largest_gap(one: Sequence["Tensor"], other: Sequence["Tensor"]) -> float:
+    """Largest absolute difference between two lists of tensors of equal shapes."""
+    return max(float((a - b).abs().max()) for a, b in zip(one, other, strict=True))
+
+
+def logits_of(folder: Path, weights: Path | None = None) -> list["Tensor"]:
+    """Float32 logits on CHECK_PROMPTS, one (1, tokens, vocabulary) a prompt.
+
+    With ``weights`` the folder's own are replaced by those of a GGUF file, read by transformers'
+    loader: its own names, its own permutation of q and k, its own norm offsets. They are rounded
+    to bfloat16 like the folder's, so that only a wrong conversion can make a difference.
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -211,17 +225,18 @@ def logit_gap(folder: Path, gguf: Path, prompts: Sequence[str] = CHECK_PROMPTS) 
 
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    prompt_ids = [tokenizer(prompt, return_tensors="pt").input_ids for prompt in prompts]
-    with torch.inference_mode():
-        built = [model(ids).logits for ids in prompt_ids]
-        tensors = load_gguf_checkpoint(str(gguf), return_tensors=True, model_to_load=model)
-        state = {name: value.bfloat16().float() for name, value in tensors["tensors"].items()}
+    if weights is not None:
+        read = load_gguf_checkpoint(str(weights), return_tensors=True, model_to_load=model)
+        state = {name: value.bfloat16().float() for name, value in read["tensors"].items()}
         missing, unexpected = model.load_state_dict(state, strict=False)
-        if set(missing) - {"lm_head.weight"} or unexpected:
-            raise ModelError(f"{gguf} holds other tensors than {folder}: {missing + unexpected}.")
+        if differing := [name for name in missing if name != "lm_head.weight"] + unexpected:
+            raise ModelError(f"{weights} and {folder} differ in the tensors {differing}.")
         model.tie_weights()
-        expected = [model(ids).logits for ids in prompt_ids]
-    return max(float((b - e).abs().max()) for b, e in zip(built, expected, strict=True))
+    with torch.inference_mode():
+        return [
+            model(tokenizer(prompt, return_tensors="pt").input_ids).logits
+            for prompt in CHECK_PROMPTS
+        ]
 
 
 @contextlib.contextmanager
