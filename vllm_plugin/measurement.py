@@ -1,14 +1,17 @@
 """The numbers of one run of a workload, how runs are combined, and how they are shown."""
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from operator import add
 from typing import Any
 
 import numpy as np
+from rich.box import SIMPLE
+from rich.console import Group
 from rich.table import Table
+from rich.text import Text
 
 from vllm_plugin.scrape import Counters
 
@@ -85,30 +88,38 @@ def speed_ratios(runs: Sequence[Measurement], baseline: Sequence[Measurement]) -
     return [mine.tokens_per_second / theirs.tokens_per_second for mine, theirs in pairs]
 
 
-def table(rounds: dict[str, list[Measurement]], baseline: str, title: str) -> Table:
-    """One row a method; the ratio is the median over rounds of tokens/s against ``baseline``."""
-    shown = Table(title=title)
-    shown.add_column("method")
-    for head in ("tokens/s", "ms/token p50", "p99", "block efficiency", "drafted", "accepted"):
-        shown.add_column(head, justify="right")
-    shown.add_column("accepted at position 1, 2, ...", overflow="fold")
-    shown.add_column(f"x {baseline}", justify="right")
+def table(rounds: Mapping[str, Sequence[Measurement]], baseline: str, title: str) -> Group:
+    """One row a method; the ratio is the median over rounds of tokens/s against ``baseline``.
+
+    Acceptance by position stands below, one line a method, so that 80 columns are enough.
+    """
+    shown = Table(title=title, title_justify="left", box=SIMPLE, pad_edge=False)
+    shown.add_column("method", no_wrap=True)
+    heads = ("tokens/s", f"x {baseline}", "ms/token", "p99", "tokens/step", "drafted", "accepted")
+    for head in heads:
+        shown.add_column(head, justify="right", no_wrap=True)
+    lines = []
     for method, runs in rounds.items():
         whole = pooled(runs)
         counters, tpot = whole.counters, _percentiles(whole.seconds_per_token)
-        ratio = statistics.median(speed_ratios(runs, rounds[baseline]))
         shown.add_row(
             method,
             f"{whole.tokens_per_second:.1f}",
+            f"{statistics.median(speed_ratios(runs, rounds[baseline])):.2f}",
             _number(tpot["p50"], ".1f"),
             _number(tpot["p99"], ".1f"),
             _number(counters.block_efficiency, ".2f"),
             f"{counters.draft_tokens:,}",
             _number(counters.acceptance_rate, ".0%"),
-            " ".join(f"{share:.2f}" for share in counters.acceptance_by_position) or "-",
-            f"{ratio:.2f}",
         )
-    return shown
+        if shares := counters.acceptance_by_position:
+            row = " ".join(f"{share:.2f}" for share in shares)
+            lines.append(f"{method}: drafts accepted up to position 1, 2, ...: {row}")
+    note = (
+        "ms/token: median over requests, after the first token; "
+        "tokens/step: block efficiency,\nthe tokens a request got per forward of the model"
+    )
+    return Group(shown, Text("\n".join([*lines, note])))
 
 
 def _number(value: float | None, form: str) -> str:
