@@ -95,7 +95,7 @@ def table(rounds: Mapping[str, Sequence[Measurement]], baseline: str, title: str
     """
     shown = Table(title=title, title_justify="left", box=SIMPLE, pad_edge=False)
     shown.add_column("method", no_wrap=True)
-    heads = ("tokens/s", f"x {baseline}", "ms/token", "p99", "tokens/step", "drafted", "accepted")
+    heads = ("tok/s", f"x {baseline}", "ms/tok", "p99", "tok/step", "drafted", "accepted")
     for head in heads:
         shown.add_column(head, justify="right", no_wrap=True)
     lines = []
@@ -116,8 +116,8 @@ def table(rounds: Mapping[str, Sequence[Measurement]], baseline: str, title: str
             row = " ".join(f"{share:.2f}" for share in shares)
             lines.append(f"{method}: drafts accepted up to position 1, 2, ...: {row}")
     note = (
-        "ms/token: median over requests, after the first token; "
-        "tokens/step: block efficiency,\nthe tokens a request got per forward of the model"
+        "ms/tok: time per output token after the first, median and p99 over requests\n"
+        "tok/step: block efficiency, the tokens a request got per forward of the model"
     )
     return Group(shown, Text("\n".join([*lines, note])))
 

@@ -26,7 +26,7 @@ from vllm_plugin.openmp import preload_environment
 
 HOST = "127.0.0.1"
 _REAPER = Path(__file__).with_name("reaper.py")
-_GRACE_SECONDS = 15.0
+_GRACE_SECONDS = 5.0
 _POLL_SECONDS = 0.2
 
 
