@@ -1,13 +1,15 @@
 """Noise that is a pure function of (key, position, token): what makes a seed reproducible.
 
 ``E(key, position, token)`` is exponential with mean 1 and independent over its arguments. The
-exponential race ``argmin_x E_x / p(x)`` has law p (Gumbel-max in other words), and since the noise is
-keyed by the place in the text rather than drawn from a stream, its winner does not depend on what
-was drafted, batched or preempted before. Drafts raced with the same noise meet the target's winner
-with probability ``sum_x 1 / sum_y max(p_y/p_x, q_y/q_x)`` (Daliri, Musco, Suresh, arXiv 2408.07978).
+exponential race ``argmin_x E_x / p(x)`` has law p (Gumbel-max in other words), and since the noise
+is keyed by the place in the text rather than drawn from a stream, its winner does not depend on
+what was drafted, batched or preempted before. Drafts raced with the same noise meet the target's
+winner with probability ``sum_x 1 / sum_y max(p_y/p_x, q_y/q_x)`` (Daliri, Musco, Suresh, arXiv
+2408.07978).
 """
 
 import math
+from typing import Any
 
 import numpy as np
 from numba import njit
@@ -21,34 +23,34 @@ _TO_UNIT = 2.0**-53
 
 
 @njit(inline="always")
-def mix64(x):
-    """SplitMix64's finaliser: a bijection of 64 bits in which every input bit reaches all others."""
+def mix64(x: Any) -> Any:
+    """SplitMix64's finaliser: a bijection in which every input bit reaches all others."""
     x = (x ^ (x >> _S30)) * _M1
     x = (x ^ (x >> _S27)) * _M2
     return x ^ (x >> _S31)
 
 
 @njit(inline="always")
-def row_key(key, position):
+def row_key(key: Any, position: Any) -> Any:
     """The key of one place in one request's text."""
     return mix64(key ^ mix64(np.uint64(position) + _GOLDEN))
 
 
 @njit(inline="always")
-def uniform(row, token):
+def uniform(row: Any, token: Any) -> Any:
     """The uniform of (row, token), in the open interval (0, 1): 53 bits, centred in their cell."""
     bits = mix64(row + np.uint64(token) * _GOLDEN) >> _S11
     return (np.float64(bits) + 0.5) * _TO_UNIT
 
 
 @njit(inline="always")
-def exponential(row, token):
+def exponential(row: Any, token: Any) -> Any:
     """The exponential of (row, token): ``-log(1 - uniform)``, always positive."""
     return -math.log1p(-uniform(row, token))
 
 
 @njit(cache=True, boundscheck=False)
-def race(p, row):
+def race(p: Any, row: Any) -> Any:
     """The winner ``argmin_x E_x / p_x`` of one row, exactly, mostly without logarithms.
 
     ``-log(1-u) >= u``, so a token can only win if ``u < best * p``; the most probable token sets a

@@ -1,5 +1,7 @@
 """Prompt lookup with back-off: copy what followed the last earlier occurrence of the suffix."""
 
+from typing import Any
+
 import numpy as np
 from numba import njit
 
@@ -7,7 +9,7 @@ from proposers.batch import DraftRequests, Drafts, Ints, VerifiedRows
 
 
 @njit(cache=True, nogil=True)
-def _last_occurrence(text, length, longest, shortest):
+def _last_occurrence(text: Any, length: Any, longest: Any, shortest: Any) -> Any:
     """Where the continuation of the suffix begins: longest match first, then the latest; or -1."""
     best, where = 0, -1
     for end in range(length - 1, 0, -1):  # text[:end] ends like text[:length] does
@@ -23,7 +25,16 @@ def _last_occurrence(text, length, longest, shortest):
 
 
 @njit(cache=True, nogil=True)
-def _draft(tokens, rows, lengths, budgets, longest, shortest, out_tokens, out_lengths):
+def _draft(
+    tokens: Any,
+    rows: Any,
+    lengths: Any,
+    budgets: Any,
+    longest: Any,
+    shortest: Any,
+    out_tokens: Any,
+    out_lengths: Any,
+) -> Any:
     for b in range(rows.shape[0]):
         text = tokens[rows[b]]
         begin = _last_occurrence(text, lengths[b], longest, shortest)

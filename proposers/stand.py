@@ -1,6 +1,7 @@
 """STAND: stochastic drafts from the table, with the law of every drafted token."""
 
 import math
+from typing import Any
 
 import numpy as np
 from numba import njit
@@ -11,7 +12,9 @@ from proposers.table import ENTRIES, StandTable, context_keys, longest_match
 
 
 @njit(inline="always")
-def reshape_law(ids, law, temperature, top_k, top_p, out_ids, out):
+def reshape_law(
+    ids: Any, law: Any, temperature: Any, top_k: Any, top_p: Any, out_ids: Any, out: Any
+) -> Any:
     """The request's own law from a mean law at temperature 1; returns its number of entries.
 
     ``q ~ avg^(1/T)`` cut to the request's top-k, then to the smallest prefix of mass top-p, then
@@ -48,7 +51,7 @@ def reshape_law(ids, law, temperature, top_k, top_p, out_ids, out):
 
 
 @njit(inline="always")
-def draw(law_ids, law, n, uniform):
+def draw(law_ids: Any, law: Any, n: Any, uniform: Any) -> Any:
     """Inverse of the cumulative law at ``uniform`` in [0, 1)."""
     mass = 0.0
     for e in range(n - 1):
@@ -59,7 +62,7 @@ def draw(law_ids, law, n, uniform):
 
 
 @njit(inline="always")
-def draw_race(law_ids, law, n, row):
+def draw_race(law_ids: Any, law: Any, n: Any, row: Any) -> Any:
     """The winner of the exponential race of q with position-keyed noise."""
     winner, best = law_ids[0], math.inf
     for e in range(n):
@@ -72,9 +75,22 @@ def draw_race(law_ids, law, n, row):
 
 @njit(cache=True, nogil=True)
 def _draft(
-    table, order, tokens, rows, lengths, budgets, temperatures, top_k, top_p, noise_keys,
-    uniforms, out_tokens, out_lengths, law_ids, laws,
-):  # fmt: skip
+    table: Any,
+    order: Any,
+    tokens: Any,
+    rows: Any,
+    lengths: Any,
+    budgets: Any,
+    temperatures: Any,
+    top_k: Any,
+    top_p: Any,
+    noise_keys: Any,
+    uniforms: Any,
+    out_tokens: Any,
+    out_lengths: Any,
+    law_ids: Any,
+    laws: Any,
+) -> Any:
     keys = np.empty(order, np.uint64)
     steps = out_tokens.shape[1]
     text = np.empty(order + steps, np.int32)

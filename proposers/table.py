@@ -2,13 +2,13 @@
 
 Struct of arrays with open addressing in buckets of eight slots (one cache line of keys): a context
 lives in one bucket or nowhere, so a look-up reads one line and an insertion evicts at most the
-bucket's least recently used entry. The arrays are allocated once, from a byte budget; nothing grows,
-nothing is a Python object, and the same layout can live in GPU memory.
+bucket's least recently used entry. The arrays are allocated once, from a byte budget; nothing
+grows, nothing is a Python object, and the same layout can live in GPU memory.
 
 Source: STAND, arXiv 2506.04708, section 3 (ALGORITHMS.md 1).
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numba import njit
@@ -39,13 +39,13 @@ BYTES_PER_SLOT = 8 + 4 + 4 * ENTRIES + 4 * ENTRIES + 4 + 4
 
 
 @njit(inline="always")
-def extend_key(key, token):
+def extend_key(key: Any, token: Any) -> Any:
     """The hash of a context grown by one older token."""
     return mix64(key ^ (np.uint64(token) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15))
 
 
 @njit(inline="always")
-def find(table, key):
+def find(table: Any, key: Any) -> Any:
     """The slot of a context, or -1."""
     base = np.int64(key & np.uint64(table.keys.shape[0] // _BUCKET - 1)) * _BUCKET
     for slot in range(base, base + _BUCKET):
@@ -55,10 +55,10 @@ def find(table, key):
 
 
 @njit(inline="always")
-def find_or_claim(table, key):
+def find_or_claim(table: Any, key: Any) -> Any:
     """The slot of a context; a new one takes an empty slot or evicts the bucket's oldest."""
     base = np.int64(key & np.uint64(table.keys.shape[0] // _BUCKET - 1)) * _BUCKET
-    oldest = base
+    oldest: Any = base
     for slot in range(base, base + _BUCKET):
         if table.keys[slot] == key:
             return slot
@@ -80,7 +80,7 @@ def find_or_claim(table, key):
 
 
 @njit(inline="always")
-def longest_match(table, keys, longest):
+def longest_match(table: Any, keys: Any, longest: Any) -> Any:
     """The slot of the longest known context among ``keys[:longest]`` and its order, or (-1, 0)."""
     for order in range(longest, 0, -1):
         slot = find(table, keys[order - 1])
@@ -91,8 +91,8 @@ def longest_match(table, keys, longest):
 
 
 @njit(inline="always")
-def context_keys(tokens, begin, end, order, keys):
-    """Fill ``keys[m-1]`` with the hash of the last m tokens of tokens[begin:end]; return how many."""
+def context_keys(tokens: Any, begin: Any, end: Any, order: Any, keys: Any) -> Any:
+    """Fill ``keys[m-1]`` with the hash of the last m tokens of tokens[begin:end]; count them."""
     key = _SALT
     longest = min(order, end - begin)
     for m in range(longest):
@@ -102,7 +102,16 @@ def context_keys(tokens, begin, end, order, keys):
 
 
 @njit(inline="always")
-def visit(table, slot, ids, probabilities, decay, cap, merged_ids, merged):
+def visit(
+    table: Any,
+    slot: Any,
+    ids: Any,
+    probabilities: Any,
+    decay: Any,
+    cap: Any,
+    merged_ids: Any,
+    merged: Any,
+) -> Any:
     """Fold one observed law into a slot: ``avg <- (c avg + obs)/(c + 1)``, then keep the top E.
 
     A token missing on one side counts as 0 there. ``decay`` shrinks c first, ``cap`` bounds it.
@@ -149,7 +158,17 @@ def visit(table, slot, ids, probabilities, decay, cap, merged_ids, merged):
 
 
 @njit(cache=True, nogil=True)
-def _observe(table, order, tokens, begins, ends, ids, probabilities, decay, cap):
+def _observe(
+    table: Any,
+    order: Any,
+    tokens: Any,
+    begins: Any,
+    ends: Any,
+    ids: Any,
+    probabilities: Any,
+    decay: Any,
+    cap: Any,
+) -> Any:
     keys = np.empty(order, np.uint64)
     merged_ids = np.empty(table.ids.shape[1] + ids.shape[1], np.int32)
     merged = np.empty(merged_ids.shape[0], np.float32)
@@ -162,16 +181,21 @@ def _observe(table, order, tokens, begins, ends, ids, probabilities, decay, cap)
 
 
 @njit(cache=True, nogil=True)
-def _observe_text(table, order, tokens, decay, cap):
+def _observe_text(table: Any, order: Any, tokens: Any, decay: Any, cap: Any) -> Any:
     keys = np.empty(order, np.uint64)
     merged_ids = np.empty(table.ids.shape[1] + 1, np.int32)
     merged = np.empty(merged_ids.shape[0], np.float32)
     one = np.ones(1, np.float32)
     table.clock[0] += 1
+    now = np.uint32(table.clock[0])
     for end in range(1, tokens.shape[0]):
         longest = context_keys(tokens, 0, end, order, keys)
         for m in range(longest):
-            slot = find_or_claim(table, keys[m])
+            slot = find(table, keys[m])
+            if slot >= 0 and table.used[slot] != now:
+                continue  # known before this text, and perhaps by laws: worth more than one token
+            if slot < 0:
+                slot = find_or_claim(table, keys[m])
             visit(table, slot, tokens[end : end + 1], one, decay, cap, merged_ids, merged)
 
 
@@ -185,7 +209,8 @@ class StandTable:
     budget_bytes
         Memory for the arrays; the capacity is the largest power of two of slots that fits.
     decay
-        Factor on a context's count before each visit, in (0, 1]; 1 is the plain mean.
+        Factor on a context's count before each visit, in (0, 1]; 1 is the plain mean of the paper,
+        the default 0.7 weighs recent visits more and drafts better on recorded trajectories.
     count_cap
         Upper bound on a context's count before each visit (>= 0); old text fades at 1/(cap + 1).
 
@@ -200,7 +225,7 @@ class StandTable:
         *,
         order: int = 4,
         budget_bytes: int = 256 * 2**20,
-        decay: float = 1.0,
+        decay: float = 0.7,
         count_cap: float = float("inf"),
     ) -> None:
         if not 1 <= order <= MAX_ORDER:
@@ -255,7 +280,12 @@ class StandTable:
         )  # fmt: skip
 
     def observe_text(self, tokens: Ints) -> None:
-        """Visit the contexts of a known text (a prompt) with its own next tokens as point masses."""
+        """Visit the contexts of a known text (a prompt) with its own next tokens as point masses.
+
+        Only contexts that the table did not know before this text are visited. A prompt that comes
+        again, as several samples or further turns, would otherwise wear out what the target's laws
+        taught: on recorded trajectories that costs 0.02 of block efficiency.
+        """
         _observe_text(self.arrays, self.order, tokens, self._decay, self._cap)
 
     def look_up(self, context: Ints) -> tuple[Ints, NDArray[np.float32], float, int] | None:
@@ -271,6 +301,6 @@ class StandTable:
 
 
 @njit(cache=True)
-def _look_up(table, order, context, keys):
+def _look_up(table: Any, order: Any, context: Any, keys: Any) -> Any:
     longest = context_keys(context, 0, context.shape[0], order, keys)
     return longest_match(table, keys, longest)

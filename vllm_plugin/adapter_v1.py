@@ -148,7 +148,7 @@ class V1Adapter:
             )
 
     def _budget(self, request: Any, length: int) -> int:
-        """Drafts that can still be emitted: neither the model's nor the request's limit is passed."""
+        """Drafts that can still be emitted within the model's and the request's own limit."""
         budget = min(self.draft_length, self.max_model_len - length - 1)
         parameters = request.sampling_params
         if parameters is not None and parameters.max_tokens is not None:
@@ -220,7 +220,11 @@ class V1Adapter:
 
     def _rows(self, logits: Tensor, sampling: list[Request]) -> VerifiedRows:
         batch = self._runner.input_batch
-        texts, begins, ends, rows, at = [], [], [], [], 0
+        texts: list[NDArray[np.int32]] = []
+        begins: list[int] = []
+        ends: list[int] = []
+        rows: list[int] = []
+        at = 0
         for r in sampling:
             start = max(0, r.text_length - self.order)
             tail = batch.token_ids_cpu[r.index, start : r.text_length]

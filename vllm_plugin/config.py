@@ -5,9 +5,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-# This module is read in every vLLM process, before a CPU worker registers its kernels; that walk over
-# all modules fails once llvmlite is loaded (vLLM 0.32). So nothing here may import numba, and the
-# table's own MAX_ORDER is repeated; a test holds the two together.
+# This module is read in every vLLM process, before a CPU worker registers its kernels; that walk
+# over all modules fails once llvmlite is loaded (vLLM 0.32). So nothing here may import numba, and
+# the table's own MAX_ORDER is repeated; a test holds the two together.
 SECTION = "specproof"
 MAX_ORDER = 8
 MAX_DRAFT_LENGTH = 128  # vLLM's MAX_SPEC_LEN
@@ -30,7 +30,7 @@ class Options(BaseModel):
         256, description="memory of the STAND table, in MiB"
     )
     decay: Annotated[float, Field(gt=0, le=1)] = Field(
-        1.0, description="factor on a context's count before each visit"
+        0.7, description="factor on a context's count before each visit"
     )
     count_cap: Annotated[float, Field(ge=0)] | None = Field(
         None, description="upper bound on a context's count, so that old text fades"

@@ -62,8 +62,8 @@ def _refuse_options_without_us(additional_config: object) -> None:
     options = _as_mapping(additional_config)
     if options and SECTION in options:
         raise ConfigurationError(
-            f"--additional-config has a {SECTION!r} section, but --speculative-config names none of "
-            f"{', '.join(PROPOSERS)}; name one or drop the section"
+            f"--additional-config has a {SECTION!r} section, but --speculative-config names "
+            f"none of {', '.join(PROPOSERS)}; name one or drop the section"
         )
 
 

@@ -1,9 +1,9 @@
 """Every place where the plugin changes or relies on vLLM's internals, in one registry.
 
-An entry says what it touches, the signature it was written against, why it is needed, where upstream
-discusses it and when it can go. Signatures are checked from vLLM's source, without importing it, so
-that a mismatch is found before any model is loaded; then the plugin refuses to speculate and says so,
-and leaves unrelated serving alone.
+An entry says what it touches, the signature it was written against, why it is needed, where
+upstream discusses it and when it can go. Signatures are checked from vLLM's source, without
+importing it, so that a mismatch is found before any model is loaded; then the plugin refuses to
+speculate and says so, and leaves unrelated serving alone.
 """
 
 import ast
@@ -86,9 +86,14 @@ RELIED_ON = (
     Hook(
         "vllm.v1.sample.rejection_sampler:RejectionSampler._get_logprobs_tensors",
         (
-            "self", "max_num_logprobs", "metadata", "logits", "target_logits", "bonus_logits",
+            "self",
+            "max_num_logprobs",
+            "metadata",
+            "logits",
+            "target_logits",
+            "bonus_logits",
             "sampled_token_ids",
-        ),  # fmt: skip
+        ),
         "logprobs of emitted tokens stay vLLM's own",
         "none",
         "never",
@@ -147,7 +152,10 @@ def version_problem() -> str | None:
         return "vLLM is not installed in this environment; install specproof[cpu] or specproof[gpu]"
     if not any(found.startswith(f"{known}.") for known in SUPPORTED_VLLM):
         allowed = ", ".join(f"{known}.x" for known in SUPPORTED_VLLM)
-        return f"vLLM {found} is installed, but specproof was only run on {allowed}; install one of these"
+        return (
+            f"vLLM {found} is installed, but specproof was only run on {allowed}; "
+            "install one of these"
+        )
     return None
 
 

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from numba import njit
 from torch import Tensor
+from vllm.v1.sample.ops.topk_topp_sampler import TopKTopPSampler, apply_top_k_top_p
 
 from proposers.noise import race, row_key
-from vllm.v1.sample.ops.topk_topp_sampler import TopKTopPSampler, apply_top_k_top_p
 
 
 @njit(cache=True)

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 
 PLACEHOLDER = -1
+_STRETCH = 64
+_TINY = 1e-300
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,15 +121,20 @@ def _gather(p: Tensor, chains: Chains) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _emit(p: Tensor, chains: Chains, kept: Tensor, scale: Tensor, u: Tensor) -> Tensor:
-    """The kept prefix and one token from norm((scale p - q)+), from p after a whole chain."""
+    """The kept prefix and one token from norm((scale p - q)+), from p after a whole chain.
+
+    The residual is taken as (p - q/scale)+, the same law: it differs from p on q's support only.
+    """
     batch, steps = chains.tokens.shape
     each = torch.arange(batch, device=p.device)
     whole = kept == chains.lengths
-    weights = p[(chains.first_rows + kept).clamp(max=p.shape[0] - 1)].double()
-    weights *= torch.where(whole, 1.0, scale)[:, None]
+    weights = p[(chains.first_rows + kept).clamp(max=p.shape[0] - 1)]
     place = kept.clamp(max=steps - 1)
-    refused = torch.where(whole[:, None], 0.0, chains.law[each, place])
-    weights.scatter_add_(1, chains.law_ids[each, place], -refused).clamp_(min=0)
+    support = chains.law_ids[each, place]
+    taken = chains.law[each, place] / scale.clamp(min=_TINY)[:, None]
+    taken = torch.where(whole[:, None], 0.0, taken).to(weights.dtype)
+    weights.scatter_add_(1, support, -taken)
+    weights.scatter_(1, support, weights.gather(1, support).clamp(min=0))
     last = _inverse_cdf(weights, u)
     last = torch.where(whole & ~chains.has_bonus, PLACEHOLDER, last)
     places = torch.arange(steps + 1, device=p.device)
@@ -137,14 +144,30 @@ def _emit(p: Tensor, chains: Chains, kept: Tensor, scale: Tensor, u: Tensor) -> 
 
 
 def _inverse_cdf(weights: Tensor, u: Tensor) -> Tensor:
-    """The token at quantile u of each row of unnormalised weights; one of positive weight.
+    """The token at quantile u of each row of unnormalised weights, always one of positive weight.
 
-    A residual can vanish by rounding only where its probability is of the order of rounding.
+    Two levels, so that the vocabulary is read once at full speed: first the stretch of ``_STRETCH``
+    tokens, then the token in it. A row without any weight (a residual that vanished by rounding,
+    whose probability is of the order of rounding too) gives its last token.
     """
-    mass = weights.cumsum(dim=1)
-    total = mass[:, -1:]
-    target = u[:, None] * total
-    token = torch.searchsorted(mass, target, right=True)
-    # u * total may round up to total: step back to the last token that has weight.
-    final = torch.searchsorted(mass, total, right=False)
-    return torch.minimum(token, final)[:, 0].clamp(max=weights.shape[1] - 1)
+    short = -weights.shape[1] % _STRETCH
+    if short:
+        weights = torch.nn.functional.pad(weights, (0, short))
+    stretches = weights.view(weights.shape[0], -1, _STRETCH)
+    sums = stretches.sum(dim=-1).double()
+    mass = sums.cumsum(dim=1)
+    target = u[:, None] * mass[:, -1:]
+    stretch = _first_above(mass, target)
+    before = mass.gather(1, stretch) - sums.gather(1, stretch)
+    inside = stretches.gather(1, stretch[:, :, None].expand(-1, -1, _STRETCH))[:, 0]
+    token = _first_above(inside.double().cumsum(dim=1), target - before)
+    return (stretch * _STRETCH + token)[:, 0].clamp(max=weights.shape[1] - short - 1)
+
+
+def _first_above(mass: Tensor, target: Tensor) -> Tensor:
+    """The first index whose cumulative mass exceeds the target, and one that has mass of its own.
+
+    Rounding may put the target at or beyond the total: then the last index with mass is meant.
+    """
+    last = torch.searchsorted(mass, mass[:, -1:].contiguous())
+    return torch.minimum(torch.searchsorted(mass, target.contiguous(), right=True), last)

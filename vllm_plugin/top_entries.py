@@ -1,9 +1,11 @@
 """The table's view of a target row: its ten most probable tokens at temperature 1.
 
 Runs over every sampled row of every step, so it reads the vocabulary twice at memory speed: once
-for the maximum of each stretch of 64 logits (which also says where the top ten can be), once for the
-normaliser. The result feeds drafts only; its last digits cannot bend the output law.
+for the maximum of each stretch of 64 logits (which also says where the top ten can be), once for
+the normaliser. The result feeds drafts only; its last digits cannot bend the output law.
 """
+
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +20,7 @@ _LOG2E = np.float32(1.4426950408889634)
 
 
 @njit(cache=True, nogil=True, fastmath={"nnan", "nsz", "reassoc", "contract"})
-def _normaliser(row, top, stretch_sums, bits, scale):
+def _normaliser(row: Any, top: Any, stretch_sums: Any, bits: Any, scale: Any) -> Any:
     """sum(exp(row - top)) to about 1e-6: a degree-5 polynomial for 2^f and the exponent by bits."""
     total = 0.0
     for begin in range(0, row.shape[0], _BLOCK):
@@ -36,7 +38,7 @@ def _normaliser(row, top, stretch_sums, bits, scale):
             power = power * f + np.float32(9.9999994e-1)
             stretch_sums[i] = power
             bits[i] = (np.int32(whole) + np.int32(127)) << np.int32(23)
-        subtotal = np.float32(0.0)
+        subtotal: Any = np.float32(0.0)
         for i in range(n):
             subtotal += stretch_sums[i] * scale[i]
         total += subtotal
@@ -44,7 +46,7 @@ def _normaliser(row, top, stretch_sums, bits, scale):
 
 
 @njit(cache=True, nogil=True, fastmath={"nnan", "nsz", "reassoc", "contract"})
-def _stretch_maxima(row, maxima):
+def _stretch_maxima(row: Any, maxima: Any) -> Any:
     for s in range(maxima.shape[0]):
         part = row[s * _STRETCH : min((s + 1) * _STRETCH, row.shape[0])]
         top = part[0]
@@ -54,7 +56,7 @@ def _stretch_maxima(row, maxima):
 
 
 @njit(cache=True, nogil=True)
-def _top_entries(logits, rows, ids, probabilities):
+def _top_entries(logits: Any, rows: Any, ids: Any, probabilities: Any) -> Any:
     entries, vocabulary = ids.shape[1], logits.shape[1]
     maxima = np.empty((vocabulary + _STRETCH - 1) // _STRETCH, np.float32)
     sums = np.empty(_BLOCK, np.float32)

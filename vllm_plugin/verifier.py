@@ -137,7 +137,11 @@ class Verifier(RejectionSampler):
         return emitted
 
     def _choices(
-        self, requests: list[Request], greedy: NDArray[np.bool_], processed: Tensor, p: Tensor | None
+        self,
+        requests: list[Request],
+        greedy: NDArray[np.bool_],
+        processed: Tensor,
+        p: Tensor | None,
     ) -> Tensor:
         """The target's own token at each row of a chain, up to the first that is not the draft."""
         steps = max(1, *(r.chain.tokens.shape[0] for r in requests))

@@ -1,4 +1,4 @@
-"""The rules against exact laws on a Markov toy: every batch row is one independent decoding step."""
+"""The rules against exact laws on a Markov toy: every batch row is one decoding step."""
 
 from collections.abc import Callable
 
@@ -193,7 +193,9 @@ def test_block_rule_is_never_below_the_token_rule(law: str) -> None:
         assert gain > -6 * K / N**0.5
 
 
-def _without_residual(p: torch.Tensor, chains: Chains, u: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+def _without_residual(
+    p: torch.Tensor, chains: Chains, u: torch.Tensor, v: torch.Tensor
+) -> torch.Tensor:
     """Refusals answered from p."""
     flat = Chains(
         chains.first_rows, chains.lengths, chains.has_bonus, chains.tokens, chains.law_ids,
@@ -212,7 +214,9 @@ def _equality(p: torch.Tensor, chains: Chains, u: torch.Tensor, v: torch.Tensor)
     return rules._emit(p, chains, kept, torch.ones_like(v), v)
 
 
-def _block_stops_early(p: torch.Tensor, chains: Chains, u: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+def _block_stops_early(
+    p: torch.Tensor, chains: Chains, u: torch.Tensor, v: torch.Tensor
+) -> torch.Tensor:
     """The block rule kept up to its first failure instead of its last success."""
     steps = chains.tokens.shape[1]
     p_of, q_of, _ = rules._gather(p, chains)
