@@ -25,8 +25,8 @@ def check_workers(tensor_parallel: int, pipeline_parallel: int) -> None:
     """Refuse several workers: each would draft and draw on its own, and nobody proved that law."""
     if tensor_parallel > 1 or pipeline_parallel > 1:
         raise ConfigurationError(
-            f"specproof serves one worker per engine, but tensor_parallel_size is {tensor_parallel} "
-            f"and pipeline_parallel_size is {pipeline_parallel}; set both to 1"
+            f"specproof serves one worker per engine, but tensor_parallel_size is "
+            f"{tensor_parallel} and pipeline_parallel_size is {pipeline_parallel}; set both to 1"
         )
 
 

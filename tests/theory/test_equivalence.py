@@ -68,7 +68,7 @@ def test_asymptotic_false_alarm_at_moderate_levels(method):
 @pytest.mark.parametrize("target", [0.5, 0.9])
 def test_declared_power_is_the_simulated_power(method, alternative, target):
     law = np.random.default_rng(1).dirichlet(np.ones(50))
-    kind = dict(false_alarm=1e-9, method=method)
+    kind = {"false_alarm": 1e-9, "method": method}
     n = sample_size(law, 0.05, power=target, alternative=alternative, **kind)
     plan = plan_fit(law, n, **kind)
     assert plan.power(0.05, alternative) >= target
@@ -115,7 +115,7 @@ def test_joint_law_of_three_tokens_over_64_is_practical():
     good = goodness_of_fit(joint_counts(drawn, 64), joint, tests=100)
     assert not good.rejected and good.n == 20_000 and good.degrees_of_freedom > 500
     assert good.power(0.15) > 0.999
-    wrong = np.stack([rng.choice(64, size=20_000, p=law[0])] + [drawn[:, 1], drawn[:, 0]], axis=1)
+    wrong = np.stack([rng.choice(64, size=20000, p=law[0]), drawn[:, 1], drawn[:, 0]], axis=1)
     assert goodness_of_fit(joint_counts(wrong, 64), joint, tests=100).rejected
 
 
