@@ -28,7 +28,7 @@ $(BIN)/python:
 
 # torch comes first, so that an index without its CPU build is told of before all else is fetched.
 # --no-deps: the lock is complete, and says at its top why nothing may be added to it.
-.venv/installed: requirements/cpu.txt pyproject.toml | $(BIN)/python
+.venv/installed: requirements/cpu.txt requirements/vllm-name/pyproject.toml pyproject.toml | $(BIN)/python
 	@echo "setup: installing requirements/cpu.txt into .venv, which takes a few minutes at first"
 	@rm -f .venv/pip.log
 	@$(PIP) install $(QUIET) --log .venv/pip.log --no-deps $(PIP_ARGS) '$(TORCH)' || { \
@@ -37,6 +37,7 @@ $(BIN)/python:
 	      "Pass one that does: make setup PIP_ARGS='--extra-index-url URL-OF-THE-PYTORCH-CPU-INDEX'" >&2; \
 	  fi; exit 1; }
 	@$(PIP) install $(QUIET) --no-deps $(PIP_ARGS) -r requirements/cpu.txt
+	@$(PIP) install $(QUIET) --no-deps --no-build-isolation $(PIP_ARGS) ./requirements/vllm-name
 	@$(PIP) install $(QUIET) --no-deps --no-build-isolation $(PIP_ARGS) --editable .
 	@touch $@
 

@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from vllm.v1.outputs import SamplerOutput
+from vllm.v1.sample.logits_processor.builtin import MinTokensLogitsProcessor
 from vllm.v1.sample.ops.topk_topp_sampler import apply_top_k_top_p
 from vllm.v1.sample.rejection_sampler import RejectionSampler
 from vllm.v1.spec_decode.metadata import SpecDecodeMetadata
@@ -207,9 +208,14 @@ def _has_processors(sampling: Any) -> bool:
         not sampling.no_penalties
         or sampling.allowed_token_ids_mask is not None
         or sampling.bad_words_token_ids
-        or sampling.logitsprocs.non_argmax_invariant
+        or any(not _idle(p) for p in sampling.logitsprocs.non_argmax_invariant)
         or (holder is not None and holder.has_tracked_requests())
     )
+
+
+def _idle(processor: Any) -> bool:
+    """vLLM keeps its minimum-length processor loaded; it acts only while a request needs it."""
+    return isinstance(processor, MinTokensLogitsProcessor) and not processor.min_toks
 
 
 def _no_drafts(count: int, device: torch.device) -> SpecDecodeMetadata:
