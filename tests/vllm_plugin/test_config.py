@@ -1,0 +1,116 @@
+"""Options under ``specproof``: each mistake is answered with one sentence that names it."""
+
+from typing import Any
+
+import pytest
+
+from proposers import table
+from vllm_plugin.config import (
+    MAX_DRAFT_LENGTH,
+    MAX_ORDER,
+    ConfigurationError,
+    Options,
+    read_options,
+)
+
+
+def sentence(section: Any) -> str:
+    with pytest.raises(ConfigurationError) as refusal:
+        read_options({"specproof": section})
+    text = str(refusal.value)
+    assert "\n" not in text
+    assert text.startswith("--additional-config: ")
+    return text
+
+
+@pytest.mark.parametrize("config", [None, {}, {"specproof": {}}, {"another_plugin": {"order": 99}}])
+def test_defaults(config: object) -> None:
+    assert read_options(config) == Options()
+
+
+def test_what_is_given_is_taken() -> None:
+    given = {"rule": "token", "order": 6, "decay": 1, "count_cap": 3.5, "prompt_visits": False}
+    options = read_options({"specproof": given})
+    assert {name: getattr(options, name) for name in given} == given
+
+
+def test_limits_repeated_here_are_those_of_their_owners() -> None:
+    """config.py must not import numba (its comment says why), so it repeats the table's limit."""
+    from vllm.v1.sample.rejection_sampler import MAX_SPEC_LEN
+
+    assert MAX_ORDER == table.MAX_ORDER
+    assert MAX_DRAFT_LENGTH == MAX_SPEC_LEN
+
+
+def test_an_unknown_key_is_named_beside_the_known_ones() -> None:
+    text = sentence({"odrer": 3})
+    assert "no option 'odrer'" in text
+    assert all(name in text for name in Options.model_fields)
+
+
+BOUNDS = [
+    ("order", 1, MAX_ORDER, 1),
+    ("table_mib", 1, 2**20, 1),
+    ("decay", 1e-9, 1, 1e-9),
+    ("longest_match", 1, 64, 1),
+    ("shortest_match", 1, 4, 1),  # the default of longest_match
+]
+
+
+@pytest.mark.parametrize(("key", "low", "high", "step"), BOUNDS)
+def test_bounds_are_inclusive_and_kept(key: str, low: float, high: float, step: float) -> None:
+    for value in (low, high):
+        assert getattr(read_options({"specproof": {key: value}}), key) == value
+    for value in (low - step, high + (step if step == 1 else 0.5)):
+        text = sentence({key: value})
+        assert f"specproof.{key} is {value!r}" in text
+
+
+@pytest.mark.parametrize("value", [-1, -1e-9, float("nan")])
+def test_a_count_cap_is_not_negative(value: float) -> None:
+    assert "specproof.count_cap is" in sentence({"count_cap": value})
+    assert read_options({"specproof": {"count_cap": 0}}).count_cap == 0
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("rule", "blocks"),
+        ("rule", 1),
+        ("order", "four"),
+        ("order", 4.5),
+        ("order", None),
+        ("order", [4]),
+        ("table_mib", {}),
+        ("decay", "much"),
+        ("decay", float("nan")),
+        ("prompt_visits", "perhaps"),
+    ],
+)
+def test_wrong_types_are_named(key: str, value: object) -> None:
+    text = sentence({key: value})
+    assert f"specproof.{key} is {value!r}, but " in text
+
+
+def test_a_wrong_rule_is_answered_with_the_rules() -> None:
+    text = sentence({"rule": "best"})
+    assert "'token'" in text
+    assert "'block'" in text
+
+
+@pytest.mark.parametrize("section", [4, "order=4", ["order"], None, True])
+def test_a_section_that_is_no_object_is_refused(section: object) -> None:
+    text = sentence(section)
+    assert "must hold an object" in text
+    assert repr(section) in text
+
+
+def test_the_shortest_match_does_not_exceed_the_longest() -> None:
+    text = sentence({"shortest_match": 5, "longest_match": 3})
+    assert "shortest_match is 5" in text
+    assert "longest_match, which is 3" in text
+
+
+def test_options_do_not_change() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        Options().order = 5
