@@ -95,6 +95,22 @@ def demo(
         raise fail(str(error)) from None
 
 
+@app.command()
+def doctor(as_json: AsJson = False) -> None:
+    """Say what stands between this environment and speculation; exit code 1 when something does."""
+    from rich.console import Console
+
+    from vllm_plugin.doctor import examine
+
+    report = examine()
+    if as_json:
+        typer.echo(json.dumps(report.as_json()))
+    else:
+        report.show(Console(highlight=False))
+    if not report.speculates:
+        raise typer.Exit(1)
+
+
 def fail(message: str, code: int = 1) -> typer.Exit:
     """One sentence on standard error and the exit status to raise."""
     typer.echo(f"specproof: {message}", err=True)
