@@ -100,7 +100,7 @@ def top_entries(
     ids = np.empty((rows.shape[0], ENTRIES), np.int32)
     probabilities = np.empty((rows.shape[0], ENTRIES), np.float32)
     if logits.device.type == "cpu":
-        _top_entries(logits.numpy(), rows, ids, probabilities)
+        _top_entries(logits.contiguous().numpy(), rows, ids, probabilities)
         return ids, probabilities
     picked = logits[torch.from_numpy(rows).to(logits.device)]
     count = min(ENTRIES, picked.shape[1])

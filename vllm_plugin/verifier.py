@@ -22,10 +22,13 @@ from vllm.v1.sample.ops.topk_topp_sampler import apply_top_k_top_p
 from vllm.v1.sample.rejection_sampler import RejectionSampler
 from vllm.v1.spec_decode.metadata import SpecDecodeMetadata
 
-from vllm_plugin import rules
+from vllm_plugin import rules, rules_cpu
 from vllm_plugin.keyed_sampler import KeyedTopKTopP, keyed_choice
 
-RULES = {"token": rules.verify_token, "block": rules.verify_block}
+RULES = {
+    "cpu": {"token": rules_cpu.verify_token, "block": rules_cpu.verify_block},
+    "other": {"token": rules.verify_token, "block": rules.verify_block},
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +63,8 @@ class Verifier(RejectionSampler):
     def __init__(self, runner: Any, rule: str) -> None:
         super().__init__(runner.sampler, runner.speculative_config, runner.device)
         self.runner = runner
-        self.rule = RULES[rule]
+        on_cpu = torch.device(runner.device).type == "cpu"
+        self.rule = RULES["cpu" if on_cpu else "other"][rule]
         if not isinstance(self.sampler.topk_topp_sampler, KeyedTopKTopP):
             self.sampler.topk_topp_sampler = KeyedTopKTopP(self.sampler.topk_topp_sampler)
 
@@ -105,8 +109,8 @@ class Verifier(RejectionSampler):
             logits[bonus] = self.sampler.apply_logits_processors(logits[bonus], sampling, True)
         if sampling.all_greedy:
             return logits
-        counts = torch.tensor(metadata.num_draft_tokens) + 1
-        owner = torch.repeat_interleave(counts).to(logits.device)
+        counts = np.asarray(metadata.num_draft_tokens) + 1
+        owner = torch.from_numpy(np.repeat(np.arange(counts.shape[0]), counts)).to(logits.device)
         temperature = sampling.temperature[owner]
         if not sampling.all_random:
             temperature = torch.where(temperature == 0, 1.0, temperature)

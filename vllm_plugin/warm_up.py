@@ -6,6 +6,8 @@ import torch
 from proposers import Drafter, DraftRequests, VerifiedRows
 from proposers.noise import request_key
 from vllm_plugin.keyed_sampler import keyed_choice
+from vllm_plugin.rules import Chains
+from vllm_plugin.rules_cpu import verify_token
 from vllm_plugin.top_entries import top_entries
 
 
@@ -29,4 +31,10 @@ def warm_up(drafter: Drafter) -> None:
                 noise_keys=np.full(1, key, np.uint64),
             )
         )
+    one = torch.ones(1, dtype=torch.int64)
+    chains = Chains(
+        one * 0, one, one > 0, one[:, None], one[:, None, None], one.double()[:, None, None]
+    )
+    u = torch.zeros((1, 2), dtype=torch.float64)
+    verify_token(torch.full((2, 128), 1 / 128), chains, u[:, :1], u[:, 1])
     keyed_choice(torch.full((128,), 1 / 128), request_key(0), 0)

@@ -59,8 +59,8 @@ def test_preempted_and_chunked_requests_equal_plain_greedy(
         proposer=STAND,
         draft_length=8,
         max_model_len=1024,
-        block_size=16,
-        num_gpu_blocks_override=90,
+        block_size=32,
+        num_gpu_blocks_override=45,
         max_num_batched_tokens=32,
         enable_prefix_caching=False,
     ) as llm:
