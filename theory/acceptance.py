@@ -44,8 +44,8 @@ def acceptance_rate(p: ArrayLike, q: ArrayLike, k: int, *, rule: Rule) -> Floats
     sum_i 1 / sum_j max(p_j/p_i, q_j/q_i) (Daliri, Musco, Suresh 2024, arXiv 2408.07978).
 
     p, q: shape (..., V), broadcast. O(V log V) a row at most, but for rrs_without_replacement,
-    O(support^(k-1)): see `theory.recursive`. Raises ValueError for bad laws, an unknown rule, k < 1,
-    and k above the support of q for the rules that never offer a token twice.
+    O(support^(k-1)): see `theory.recursive`. Raises ValueError for bad laws, an unknown rule,
+    k < 1, and k above the support of q for the rules that never offer a token twice.
     """
     target, draft = _checked(p, q, k, rule)
     if rule == "sparse_optimal":
@@ -183,7 +183,9 @@ def _rowwise(
     p: Floats, q: Floats, k: int, function: Callable[[Floats, Floats, int], float | Floats]
 ) -> Floats:
     size = p.shape[-1]
-    rows = [function(a, b, k) for a, b in zip(p.reshape(-1, size), q.reshape(-1, size), strict=True)]
+    rows = [
+        function(a, b, k) for a, b in zip(p.reshape(-1, size), q.reshape(-1, size), strict=True)
+    ]
     result = np.asarray(rows, dtype=np.float64)
     return result.reshape((*p.shape[:-1], *result.shape[1:]))
 

@@ -6,21 +6,23 @@ Works on floats and on fractions.Fraction alike, by enumeration; for small vocab
 from __future__ import annotations
 
 from collections.abc import Sequence
+from fractions import Fraction
 from itertools import product
 from typing import TypeVar
 
 import numpy as np
 
+from theory.laws import Ints
 from theory.optimum import Drafts
 
-Number = TypeVar("Number")
+Number = TypeVar("Number", float, Fraction)
 MAX_TUPLES = 2_000_000
 """Largest number of candidate tuples that are enumerated."""
 
 
 def top_ranked(q: Sequence[Number], count: int) -> tuple[int, ...]:
     """The `count` most probable tokens, most probable first; ties go to the lower index."""
-    return tuple(sorted(range(len(q)), key=lambda i: (-q[i], i))[:count])  # type: ignore[operator]
+    return tuple(sorted(range(len(q)), key=lambda i: (-q[i], i))[:count])
 
 
 def tuple_law(q: Sequence[Number], k: int, drafts: Drafts) -> dict[tuple[int, ...], Number]:
@@ -29,14 +31,14 @@ def tuple_law(q: Sequence[Number], k: int, drafts: Drafts) -> dict[tuple[int, ..
     q: probabilities of one token each, floats or Fractions. Raises ValueError when V^k is above
     `MAX_TUPLES` or the scheme has no k different tokens to offer.
     """
-    support = [i for i, mass in enumerate(q) if mass > 0]  # type: ignore[operator]
+    support = [i for i, mass in enumerate(q) if mass > 0]
     if drafts != "iid" and len(support) < k:
         raise ValueError(f"k = {k} different candidates need a support of k; q has {len(support)}")
     if drafts == "top_plus_one":
-        top = top_ranked(q, k - 1)
+        top: tuple[int, ...] = top_ranked(q, k - 1)
         rest = [i for i in support if i not in top]
-        mass = sum(q[i] for i in rest)  # type: ignore[misc]
-        return {(*top, i): q[i] / mass for i in rest}  # type: ignore[operator]
+        mass = sum(q[i] for i in rest)
+        return {(*top, i): q[i] / mass for i in rest}
     if len(support) ** k > MAX_TUPLES:
         raise ValueError(
             f"{len(support)}^{k} candidate tuples are above {MAX_TUPLES}: use a smaller vocabulary"
@@ -48,8 +50,8 @@ def tuple_law(q: Sequence[Number], k: int, drafts: Drafts) -> dict[tuple[int, ..
         chance, left = q[drawn[0]], [i for i in support if i != drawn[0]]
         for token in drawn[1:]:
             # the masses that are left are summed, not subtracted: no cancellation for tiny ones
-            whole = sum(q[i] for i in left) if drafts == "without_replacement" else 1  # type: ignore[misc]
-            chance = chance * q[token] / whole  # type: ignore[operator]
+            whole = sum(q[i] for i in left) if drafts == "without_replacement" else 1
+            chance = chance * q[token] / whole
             left = [i for i in left if i != token]
         law[drawn] = chance
     return law
@@ -60,11 +62,11 @@ def set_law(q: Sequence[Number], k: int, drafts: Drafts) -> dict[tuple[int, ...]
     law: dict[tuple[int, ...], Number] = {}
     for drawn, chance in tuple_law(q, k, drafts).items():
         key = tuple(sorted(set(drawn)))
-        law[key] = law[key] + chance if key in law else chance  # type: ignore[operator]
+        law[key] = law[key] + chance if key in law else chance
     return law
 
 
-def incidence(sets: Sequence[tuple[int, ...]]) -> tuple[np.ndarray, np.ndarray]:  # type: ignore[type-arg]
+def incidence(sets: Sequence[tuple[int, ...]]) -> tuple[Ints, Ints]:
     """Token and set of every edge (token i, set t containing i), as two int arrays."""
     tokens = [i for members in sets for i in members]
     owners = [t for t, members in enumerate(sets) for _ in members]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
+from itertools import pairwise
 
 from theory.acceptance import RULES, Rule
 from theory.candidates import top_ranked, tuple_law
@@ -34,7 +35,7 @@ def law(values: Sequence[Fraction | int | str]) -> Law:
 
 
 def residual(p: Sequence[Fraction], q: Sequence[Fraction]) -> Law:
-    """norm((p - q)+), or all zeros where nothing is left (it is then reached with probability 0)."""
+    """norm((p - q)+), or all zeros where nothing is left (reached with probability 0)."""
     excess = [max(a - b, ZERO) for a, b in zip(p, q, strict=True)]
     mass = sum(excess)
     return tuple(e / mass if mass else ZERO for e in excess)
@@ -220,7 +221,7 @@ def _coupled(p: Law, q: Law) -> NodeLaw:
             low, high = q[y] / p[y], q[x] / p[x] if p[x] else None
             mass = ZERO
             cuts = [low, *(b for b in breaks if b > low and (high is None or b < high)), high]
-            for a, b in zip(cuts, cuts[1:], strict=False):
+            for a, b in pairwise(cuts):
                 if a is None or (b is not None and b <= a):
                     continue
                 at = sum((max(q[i], p[i] * a) for i in size), ZERO)

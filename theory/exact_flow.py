@@ -49,7 +49,8 @@ def optimal_coupling(
 
 
 def _shortest_path(room: dict[Node, dict[Node, Fraction]]) -> list[tuple[Node, Node]]:
-    source, sink = ("source", 0), ("sink", 0)
+    source: Node = ("source", 0)
+    sink: Node = ("sink", 0)
     before: dict[Node, Node] = {source: source}
     queue = deque([source])
     while queue:
@@ -60,7 +61,8 @@ def _shortest_path(room: dict[Node, dict[Node, Fraction]]) -> list[tuple[Node, N
                 queue.append(there)
     if sink not in before:
         return []
-    path, here = [], sink
+    path: list[tuple[Node, Node]] = []
+    here = sink
     while here != source:
         path.append((before[here], here))
         here = before[here]

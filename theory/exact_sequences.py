@@ -89,12 +89,12 @@ def block_emitted_law(target: Model, draft: Model, length: int) -> SequenceLaw:
     """Law of the tokens of one step of block verification (Sun et al. 2024, arXiv 2403.10444).
 
     r_0 = 1, r_i = min(1, r_{i-1} p(x_i)/q(x_i)); Z_i = sum (r_i p - q)+ with the laws after x_i;
-    h_i = Z_i/(Z_i + 1 - r_i) for i < K, h_K = r_K; keep the largest i with u_i <= h_i, then emit one
-    token from norm((r_i p - q)+), or from p at i = K.
+    h_i = Z_i/(Z_i + 1 - r_i) for i < K, h_K = r_K; keep the largest i with u_i <= h_i, then emit
+    one token from norm((r_i p - q)+), or from p at i = K.
     """
     law: SequenceLaw = {}
     for drawn, chance in _drafted(target, draft, length):
-        ratios, keep, corrections = block_constants(target, draft, drawn)
+        _, keep, corrections = block_constants(target, draft, drawn)
         alive = chance
         for i in range(length, -1, -1):
             kept = alive * keep[i]

@@ -30,7 +30,7 @@ def as_law(values: ArrayLike, name: str) -> Floats:
         raise ValueError(
             f"{name} sums to 1 within {off:.3g}; at most {SUM_TOLERANCE} is allowed: normalise it"
         )
-    return law / total
+    return np.asarray(law / total, dtype=np.float64)
 
 
 def as_pair(p: ArrayLike, q: ArrayLike) -> tuple[Floats, Floats]:

@@ -87,7 +87,7 @@ def _top_plus_one(p: Floats, q: Floats, k: int) -> tuple[Floats, NDArray[np.bool
 
 def _ratio(p: Floats, q: Floats) -> Floats:
     """p/q, infinite outside the support of q."""
-    return np.divide(p, q, out=np.full(p.shape, np.inf), where=q > 0)
+    return np.asarray(np.divide(p, q, out=np.full(p.shape, np.inf), where=q > 0))
 
 
 def _best_prefix(

@@ -144,4 +144,4 @@ class _excess_table:  # noqa: N801 - used as a function: Z = _excess_table(p, q)
 
     def __call__(self, scale: Floats) -> Floats:
         first = np.searchsorted(self._ratio, scale, side="right")
-        return np.maximum(self._p[first] - scale * self._q[first], 0.0)
+        return np.asarray(np.maximum(self._p[first] - scale * self._q[first], 0.0))

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from theory.candidates import incidence, set_law
-from theory.laws import Floats, as_pair, check_candidates
+from theory.laws import Floats, Ints, as_pair, check_candidates
 from theory.optimum import Drafts
 
 GAP_TOLERANCE = 1e-8
@@ -19,9 +19,9 @@ GAP_TOLERANCE = 1e-8
 class TransportPlan:
     """An optimal coupling of the target with the candidate sets, and the proof that it is optimal.
 
-    sets: the T candidate sets (sorted tuples); set_probabilities (T,); plan (V, T): P(emit i and the
-    candidates are t), non-zero only for i in t; dual = (u (V,), v (T,)) with u_i + v_t >= 1 for i in
-    t, u, v >= 0; primal_value = sum of plan; dual_value = p.u + P.v; gap = dual - primal, which
+    sets: the T candidate sets (sorted tuples); set_probabilities (T,); plan (V, T): P(emit i and
+    candidates are t), non-zero only for i in t; dual = (u (V,), v (T,)) with u_i + v_t >= 1 for i
+    in t, u, v >= 0; primal_value = sum of plan; dual_value = p.u + P.v; gap = dual - primal, which
     bounds the distance of both from the optimum; slackness: largest complementary product.
     """
 
@@ -41,7 +41,7 @@ def transport_plan(p: ArrayLike, q: ArrayLike, k: int, *, drafts: Drafts = "iid"
     The solver's answer is not trusted: S is scaled into the constraints and the dual is lifted to
     v_t = max(0, 1 - min_{i in t} u_i), so that both are feasible as stored; what is left is `gap`,
     checked together with complementary slackness against 1e-8. p, q: shape (V,), V small (V^k at
-    most 2,000,000 tuples). Raises ValueError for bad input, RuntimeError when the certificate fails.
+    most 2,000,000 tuples). Raises ValueError for bad input, RuntimeError if the certificate fails.
     Optimal transport form: Sun et al. 2023, arXiv 2310.15141, section 3.
     """
     if drafts not in get_args(Drafts):
@@ -68,13 +68,16 @@ def emitted_by_plan(p: Floats, q: Floats, k: int) -> Floats:
     accepted = solved.plan.sum(axis=1)
     refused = float(np.sum(solved.set_probabilities - solved.plan.sum(axis=0)))
     left = np.maximum(p - accepted, 0.0)
-    return accepted + (refused * left / left.sum() if left.sum() > 0 else 0.0)
+    return np.asarray(accepted + (refused * left / left.sum() if left.sum() > 0 else 0.0))
 
 
-def _solve(p: Floats, chances: Floats, token: Floats, owner: Floats) -> tuple[Floats, Floats]:
+def _solve(p: Floats, chances: Floats, token: Ints, owner: Ints) -> tuple[Floats, Floats]:
     """Edge masses and token prices from HiGHS, unchecked."""
-    import cvxpy as cp  # slow to import, and only needed here
+    from importlib import import_module
+
     from scipy.sparse import csr_matrix
+
+    cp = import_module("cvxpy")  # slow to import, only needed here, and without types
 
     edges = np.arange(token.size)
     ones = np.ones(token.size)
@@ -86,7 +89,6 @@ def _solve(p: Floats, chances: Floats, token: Floats, owner: Floats) -> tuple[Fl
     tight = {
         "primal_feasibility_tolerance": 1e-10,
         "dual_feasibility_tolerance": 1e-10,
-        "output_flag": False,
     }
     problem.solve(solver=cp.HIGHS, highs_options=tight)
     if problem.status != cp.OPTIMAL:
@@ -98,8 +100,8 @@ def _certify(
     p: Floats,
     sets: tuple[tuple[int, ...], ...],
     chances: Floats,
-    token: Floats,
-    owner: Floats,
+    token: Ints,
+    owner: Ints,
     mass: Floats,
     price: Floats,
 ) -> TransportPlan:
