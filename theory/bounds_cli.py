@@ -70,7 +70,7 @@ def draw(path: Path, floor: Spread, table: list[Bound]) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=(8, 5), layout="constrained")
+    figure, axes = pyplot.subplots(figsize=(9, 5), layout="constrained")
     colours = dict(zip(("iid", "without_replacement", "top_plus_one"), ("C0", "C1", "C2")))  # noqa: B905
     styles = ("--", "-.", ":", (0, (5, 1)), (0, (1, 1)))
     for drafts in dict.fromkeys(line.drafts for line in table):
@@ -89,7 +89,7 @@ def draw(path: Path, floor: Spread, table: list[Bound]) -> None:
     axes.axhline(floor.mean, color="grey", linestyle=":", label="1 - TV")
     axes.set(xlabel="candidates k", ylabel="acceptance (mean over rows)")
     axes.set_xticks(sorted({line.k for line in table}))
-    axes.legend(fontsize="small")
+    axes.legend(fontsize="small", loc="center left", bbox_to_anchor=(1.0, 0.5))
     figure.savefig(path, dpi=150)
     pyplot.close(figure)
 
@@ -114,17 +114,23 @@ def _rows(p: Path | None, q: Path | None, trace: Path | None) -> Iterator[Row]:
 
 
 def _print(floor: Spread, table: list[Bound], plot: Path | None) -> None:
+    from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
 
-    several = max(line.rows for line in table) > 1
-    view = Table(title=f"1 - TV = {floor.mean:.4f}")
-    view.add_column("k", justify="right")
-    view.add_column("", no_wrap=True)
-    for name in ("acceptance", "gap", "share"):
+    rows = max(line.rows for line in table)
+    view = Table(
+        title=f"{rows} rows, 1 - TV = {floor.mean:.4f}; bold: the optimum for these drafts",
+        box=SIMPLE_HEAD,
+        padding=(0, 0, 0, 1),
+        pad_edge=False,
+    )
+    view.add_column("k", justify="right", min_width=2)
+    view.add_column("drafts, rule", no_wrap=True)
+    for name in ("accept", "gap", "share"):
         view.add_column(name, justify="right", no_wrap=True)
-    if several:
-        for name in ("10 %", "50 %", "90 %", "rows"):
+    if rows > 1:
+        for name in ("10 %", "50 %", "90 %"):
             view.add_column(name, justify="right", no_wrap=True)
     last = None
     for line in table:
@@ -134,16 +140,17 @@ def _print(floor: Spread, table: list[Bound], plot: Path | None) -> None:
         noise = f" ± {line.standard_error:.4f}" if line.standard_error else ""
         share = line.acceptance.mean / line.optimum if line.optimum > 0 else 1.0
         rule = line.rule is not None
+        fewer = f" ({line.rows} rows)" if line.rows < rows else ""
         cells = [
             "" if rule else str(line.k),
-            f"  {line.rule}" if rule else f"optimum, {line.drafts}",
+            f"  {line.rule}" if rule else f"{line.drafts}{fewer}",
             f"{line.acceptance.mean:.4f}{noise}",
             f"{round(line.gap, 4) + 0.0:.4f}" if rule else "",
-            f"{share:.1%}" if rule else "",
+            f"{share:.0%}" if rule else "",
         ]
-        if several:
+        if rows > 1:
             seen = line.acceptance
-            cells += [f"{seen.q10:.4f}", f"{seen.median:.4f}", f"{seen.q90:.4f}", str(line.rows)]
+            cells += [f"{seen.q10:.4f}", f"{seen.median:.4f}", f"{seen.q90:.4f}"]
         view.add_row(*cells, style="" if rule else "bold")
     console = Console()
     console.print(view)
