@@ -123,7 +123,7 @@ def kseq_with_the_token_residual(p: Law, q: Law, k: int) -> NodeLaw:
         right = kseq_verdict(p, q, drawn, Fraction(k))
         result = {key: mass for key, mass in right.items() if key[1]}
         alive = 1 - sum(result.values(), ZERO)
-        for y, mass in enumerate(residual(p, q)):
+        for y, mass in enumerate(residual(p, q) if p != q else p):
             result[y, False] = result.get((y, False), ZERO) + alive * mass
         return result
 
