@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -39,17 +41,17 @@ def as_pair(p: ArrayLike, q: ArrayLike) -> tuple[Floats, Floats]:
     Raises ValueError when the vocabularies differ or the leading dimensions do not broadcast.
     """
     target, draft = as_law(p, "p"), as_law(q, "q")
-    if target.shape[-1] != draft.shape[-1]:
-        raise ValueError(
-            f"p has {target.shape[-1]} tokens and q {draft.shape[-1]}; they need one vocabulary"
-        )
-    try:
-        shape = np.broadcast_shapes(target.shape, draft.shape)
-    except ValueError:
-        raise ValueError(
-            f"p of shape {target.shape} and q of shape {draft.shape} do not broadcast"
-        ) from None
+    shape = _common_shape(target.shape, draft.shape)
     return np.broadcast_to(target, shape), np.broadcast_to(draft, shape)
+
+
+def _common_shape(p: tuple[int, ...], q: tuple[int, ...]) -> tuple[int, ...]:
+    if p[-1:] != q[-1:]:
+        raise ValueError(f"p has shape {p} and q {q}; they need one vocabulary (the last axis)")
+    try:
+        return np.broadcast_shapes(p, q)
+    except ValueError:
+        raise ValueError(f"p of shape {p} and q of shape {q} do not broadcast") from None
 
 
 def check_candidates(k: int, draft: Floats | None = None) -> None:
@@ -79,7 +81,26 @@ def top_tokens(draft: Floats, count: int) -> NDArray[np.bool_]:
     return np.asarray(above | (tied & (np.cumsum(tied, axis=-1) <= room)))
 
 
-def row_blocks(rows: int, vocabulary: int, budget: int = 1 << 20) -> list[slice]:
-    """Slices of whole rows with about `budget` entries each, so that temporaries stay in cache."""
-    step = max(1, budget // max(vocabulary, 1))
-    return [slice(start, min(start + step, rows)) for start in range(0, rows, step)]
+def row_blocks(
+    p: ArrayLike, q: ArrayLike, entries: int = 1 << 16
+) -> tuple[tuple[int, ...], Iterator[tuple[slice, Floats, Floats]]]:
+    """Shape (..., V) of the pair, and its rows in blocks of about `entries` numbers, as laws.
+
+    Each block is checked and renormalised when it is reached, so that a large batch is read once
+    and temporaries stay in cache. Errors as in `as_pair`.
+    """
+    given_p, given_q = np.asarray(p), np.asarray(q)
+    if given_p.ndim == 0 or given_q.ndim == 0 or given_p.shape[-1] == 0:
+        as_pair(given_p, given_q)  # says what is wrong
+    shape = _common_shape(given_p.shape, given_q.shape)
+    size = shape[-1]
+    rows_p = np.broadcast_to(given_p, shape).reshape(-1, size)
+    rows_q = np.broadcast_to(given_q, shape).reshape(-1, size)
+    step = max(1, entries // size)
+
+    def blocks() -> Iterator[tuple[slice, Floats, Floats]]:
+        for start in range(0, rows_p.shape[0], step):
+            rows = slice(start, min(start + step, rows_p.shape[0]))
+            yield rows, *as_pair(rows_p[rows], rows_q[rows])
+
+    return shape, blocks()
