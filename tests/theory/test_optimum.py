@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from random_laws import float_pairs, support
 
-from theory import optimal_acceptance, transport_plan
+from theory import optimal_acceptance, optimum, transport_plan
 from theory.candidates import set_law
 
 SCHEMES = ["iid", "without_replacement", "top_plus_one"]
@@ -97,6 +97,33 @@ def test_extremes(drafts):
     assert apart.value == pytest.approx(0, abs=1e-9)
     everything = optimal_acceptance([0.1, 0.9], [0.9, 0.1], 2, drafts="without_replacement")
     assert everything.value == pytest.approx(1, abs=1e-9)
+
+
+@settings(max_examples=300, deadline=None)
+@given(pair=float_pairs(max_size=12), k=st.integers(1, 5), seed=st.integers(0, 2**32 - 1))
+def test_binned_rows_are_the_sorted_rows(pair, k, seed):
+    """The path for wide vocabularies, forced on narrow ones and run on wide ones."""
+    rng = np.random.default_rng(seed)
+    wide = rng.dirichlet(np.full(1200, rng.choice([0.01, 0.1, 1.0])), size=2)
+    for p, q in (pair, wide):
+        ranked, binned = (solve(p[None], q[None], k) for solve in (optimum._iid, _binned))
+        assert binned[0][0] == pytest.approx(sorted_value(p, q, k), abs=1e-12)
+        assert ranked[0][0] == pytest.approx(binned[0][0], abs=1e-12)
+        members = binned[1][0]
+        attained = 1 + p[members].sum() - q[members].sum() ** k
+        assert attained == pytest.approx(binned[0][0], abs=1e-12)
+
+
+def _binned(p, q, k):
+    value, witness = optimum._iid_row(p[0], q[0], k)
+    return np.array([value]), witness[None]
+
+
+def sorted_value(p, q, k):
+    with np.errstate(over="ignore"):
+        order = np.argsort(np.divide(p, q, out=np.full(p.size, np.inf), where=q > 0))
+    gap = np.cumsum(p[order]) - np.cumsum(q[order]) ** k
+    return 1 + min(0.0, gap.min())
 
 
 def test_real_vocabulary_bounded_by_its_sandwich():
