@@ -37,3 +37,21 @@ def test_gumbel_top_k_order_is_the_draw_order(pair):
 
 def test_top_ranked_breaks_ties_by_index():
     assert top_ranked([Fraction(1, 4), Fraction(1, 2), Fraction(1, 4)], 2) == (1, 0)
+
+
+@given(pair=fraction_pairs(max_size=6))
+def test_spechub_draws_the_sets_of_top_plus_one(pair):
+    """SpecHub (arXiv 2411.05289): x ~ q; with it the hub, or, if x is the hub, one of the others."""
+    _, q = pair
+    if support(q) < 2:
+        return
+    (hub,) = top_ranked(q, 1)
+    sets = {}
+    for x, mass in enumerate(q):
+        others = [x] if x != hub else [i for i in range(len(q)) if i != hub]
+        for i in others:
+            chance = mass if x != hub else mass * q[i] / (1 - q[hub])
+            if chance:
+                key = tuple(sorted((hub, i)))
+                sets[key] = sets.get(key, 0) + chance
+    assert sets == set_law(q, 2, "top_plus_one")

@@ -25,7 +25,7 @@ def all_inside(q, k, drafts, members):
 
 
 @pytest.mark.parametrize("drafts", SCHEMES)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(pair=float_pairs(), k=st.integers(1, 3))
 def test_value_is_the_linear_programme(drafts, pair, k):
     p, q = pair
