@@ -1,0 +1,20 @@
+"""Drafters: what to propose, and the exact law q that each proposal was drawn from.
+
+Nothing here knows an inference engine; numpy and numba only.
+"""
+
+from proposers.batch import Drafter, DraftRequests, Drafts, VerifiedRows
+from proposers.prompt_lookup import PromptLookupDrafter
+from proposers.stand import StandDrafter
+from proposers.table import ENTRIES, StandTable
+
+__all__ = [
+    "ENTRIES",
+    "DraftRequests",
+    "Drafter",
+    "Drafts",
+    "PromptLookupDrafter",
+    "StandDrafter",
+    "StandTable",
+    "VerifiedRows",
+]

@@ -1,0 +1,182 @@
+"""STAND: stochastic drafts from the table, with the law of every drafted token."""
+
+import math
+from typing import Any
+
+import numpy as np
+from numba import njit
+
+from proposers.batch import DraftRequests, Drafts, Ints, VerifiedRows
+from proposers.noise import exponential, row_key
+from proposers.table import ENTRIES, StandTable, context_keys, longest_match
+
+
+@njit(inline="always")
+def reshape_law(
+    ids: Any, law: Any, temperature: Any, top_k: Any, top_p: Any, out_ids: Any, out: Any
+) -> Any:
+    """The request's own law from a mean law at temperature 1; returns its number of entries.
+
+    ``q ~ avg^(1/T)`` cut to the request's top-k, then to the smallest prefix of mass top-p, then
+    normalised; a point mass on the most probable token at T = 0. Entries come most probable first.
+    """
+    n = 0
+    while n < ids.shape[0] and ids[n] >= 0 and law[n] > 0:
+        n += 1
+    if top_k > 0:
+        n = min(n, top_k)
+    if temperature == 0:
+        n = min(n, 1)
+    if n == 0:
+        return 0
+    total = 0.0
+    for e in range(n):
+        weight = law[e] / law[0]
+        if temperature != 1 and temperature > 0:
+            weight = math.exp(math.log(weight) / temperature)
+        out[e] = weight
+        total += weight
+    if top_p < 1:
+        mass = 0.0
+        for e in range(n):
+            mass += out[e]
+            if mass >= top_p * total:
+                n = e + 1
+                break
+        total = mass
+    for e in range(n):
+        out_ids[e] = ids[e]
+        out[e] /= total
+    return n
+
+
+@njit(inline="always")
+def draw(law_ids: Any, law: Any, n: Any, uniform: Any) -> Any:
+    """Inverse of the cumulative law at ``uniform`` in [0, 1)."""
+    mass = 0.0
+    for e in range(n - 1):
+        mass += law[e]
+        if uniform < mass:
+            return law_ids[e]
+    return law_ids[n - 1]
+
+
+@njit(inline="always")
+def draw_race(law_ids: Any, law: Any, n: Any, row: Any) -> Any:
+    """The winner of the exponential race of q with position-keyed noise."""
+    winner, best = law_ids[0], math.inf
+    for e in range(n):
+        if law[e] > 0:
+            score = exponential(row, law_ids[e]) / law[e]
+            if score < best:
+                winner, best = law_ids[e], score
+    return winner
+
+
+@njit(cache=True, nogil=True)
+def _draft(
+    table: Any,
+    order: Any,
+    tokens: Any,
+    rows: Any,
+    lengths: Any,
+    budgets: Any,
+    temperatures: Any,
+    top_k: Any,
+    top_p: Any,
+    noise_keys: Any,
+    uniforms: Any,
+    out_tokens: Any,
+    out_lengths: Any,
+    law_ids: Any,
+    laws: Any,
+) -> Any:
+    keys = np.empty(order, np.uint64)
+    steps = out_tokens.shape[1]
+    text = np.empty(order + steps, np.int32)
+    for b in range(rows.shape[0]):
+        tail = min(order, lengths[b])
+        text[:tail] = tokens[rows[b], lengths[b] - tail : lengths[b]]
+        for i in range(min(steps, budgets[b])):
+            longest = context_keys(text, 0, tail + i, order, keys)
+            slot, _ = longest_match(table, keys, longest)
+            if slot < 0:
+                break
+            n = reshape_law(
+                table.ids[slot], table.probabilities[slot], temperatures[b], top_k[b], top_p[b],
+                law_ids[b, i], laws[b, i],
+            )  # fmt: skip
+            if n == 0:
+                break
+            if noise_keys[b] == 0:
+                token = draw(law_ids[b, i], laws[b, i], n, uniforms[b, i])
+            else:
+                row = row_key(noise_keys[b], lengths[b] + i)
+                token = draw_race(law_ids[b, i], laws[b, i], n, row)
+            out_tokens[b, i] = token
+            text[tail + i] = token
+            out_lengths[b] = i + 1
+
+
+class StandDrafter:
+    """Drafts by longest-context look-up and sampling (ALGORITHMS.md 1; STAND, arXiv 2506.04708).
+
+    At each depth the longest known context of at most ``table.order`` tokens gives the mean law of
+    the target; it is re-tempered and cut for the request, one token is drawn from it, appended, and
+    the next depth follows. No known context ends the draft. The laws are those of the table at the
+    moment of drafting, copied, so later updates cannot change them (ALGORITHMS.md 5, trap 2).
+
+    Parameters
+    ----------
+    table
+        The statistics, shared by every request.
+    draft_length
+        Most tokens drafted for a request, K >= 1.
+    seed
+        Seed of the draft noise of requests without a seed of their own.
+    prompt_visits
+        Whether prompts enter the table, each token a one-hot visit of its contexts.
+
+    Raises
+    ------
+    ValueError
+        If ``draft_length`` is below 1.
+    """
+
+    wants_rows = True
+
+    def __init__(
+        self, table: StandTable, *, draft_length: int, seed: int = 0, prompt_visits: bool = True
+    ) -> None:
+        if draft_length < 1:
+            raise ValueError(f"draft_length is {draft_length}; it must be 1 or more")
+        self.table = table
+        self.draft_length = draft_length
+        self.prompt_visits = prompt_visits
+        self._rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, 0x57A4D])))
+
+    def start(self, prompt: Ints) -> None:
+        """Take in a prompt, shape (n,) int32."""
+        if self.prompt_visits:
+            self.table.observe_text(prompt)
+
+    def observe(self, rows: VerifiedRows) -> None:
+        """Take in the target laws of one step."""
+        self.table.observe(rows)
+
+    def draft(self, requests: DraftRequests) -> Drafts:
+        """Draft up to ``min(draft_length, budget)`` tokens for every request, with their laws."""
+        batch, steps = len(requests), self.draft_length
+        drafts = Drafts(
+            tokens=np.full((batch, steps), -1, np.int32),
+            lengths=np.zeros(batch, np.int64),
+            law_ids=np.full((batch, steps, ENTRIES), -1, np.int32),
+            law_probabilities=np.zeros((batch, steps, ENTRIES), np.float64),
+        )
+        _draft(
+            self.table.arrays, self.table.order, requests.tokens, requests.rows, requests.lengths,
+            requests.budgets, requests.temperatures, requests.top_k, requests.top_p,
+            requests.noise_keys, self._rng.random((batch, steps)),
+            drafts.tokens, drafts.lengths, drafts.law_ids, drafts.law_probabilities,
+        )  # fmt: skip
+        return drafts

@@ -1,0 +1,306 @@
+"""The STAND table: for each context, a visit count and the running mean of the target's law.
+
+Struct of arrays with open addressing in buckets of eight slots (one cache line of keys): a context
+lives in one bucket or nowhere, so a look-up reads one line and an insertion evicts at most the
+bucket's least recently used entry. The arrays are allocated once, from a byte budget; nothing
+grows, nothing is a Python object, and the same layout can live in GPU memory.
+
+Source: STAND, arXiv 2506.04708, section 3 (ALGORITHMS.md 1).
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from proposers.batch import Ints, VerifiedRows
+from proposers.noise import mix64
+
+ENTRIES = 10
+MAX_ORDER = 8
+_BUCKET = 8
+_SALT = np.uint64(0x5350454350524F4F)
+
+
+class TableArrays(NamedTuple):
+    """The arrays of a table with C slots and E entries a slot; key 0 marks an empty slot."""
+
+    keys: NDArray[np.uint64]  # (C,)
+    counts: NDArray[np.float32]  # (C,) visits, after decay and cap
+    ids: NDArray[np.int32]  # (C, E) most probable first, -1 is empty
+    probabilities: NDArray[np.float32]  # (C, E) mean law at temperature 1, cut to E entries
+    kept: NDArray[np.float32]  # (C,) mass of the mean law that the entries cover
+    used: NDArray[np.uint32]  # (C,) clock of the last use
+    clock: NDArray[np.int64]  # (3,) ticks, live entries, evictions
+
+
+BYTES_PER_SLOT = 8 + 4 + 4 * ENTRIES + 4 * ENTRIES + 4 + 4
+
+
+@njit(inline="always")
+def extend_key(key: Any, token: Any) -> Any:
+    """The hash of a context grown by one older token."""
+    return mix64(key ^ (np.uint64(token) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15))
+
+
+@njit(inline="always")
+def find(table: Any, key: Any) -> Any:
+    """The slot of a context, or -1."""
+    base = np.int64(key & np.uint64(table.keys.shape[0] // _BUCKET - 1)) * _BUCKET
+    for slot in range(base, base + _BUCKET):
+        if table.keys[slot] == key:
+            return slot
+    return -1
+
+
+@njit(inline="always")
+def find_or_claim(table: Any, key: Any) -> Any:
+    """The slot of a context; a new one takes an empty slot or evicts the bucket's oldest."""
+    base = np.int64(key & np.uint64(table.keys.shape[0] // _BUCKET - 1)) * _BUCKET
+    oldest: Any = base
+    for slot in range(base, base + _BUCKET):
+        if table.keys[slot] == key:
+            return slot
+        if table.keys[slot] == 0:
+            oldest = slot
+            break
+        if table.used[slot] < table.used[oldest]:
+            oldest = slot
+    if table.keys[oldest] == 0:
+        table.clock[1] += 1
+    else:
+        table.clock[2] += 1
+    table.keys[oldest] = key
+    table.counts[oldest] = 0
+    table.ids[oldest, :] = -1
+    table.probabilities[oldest, :] = 0
+    table.kept[oldest] = 0
+    return oldest
+
+
+@njit(inline="always")
+def longest_match(table: Any, keys: Any, longest: Any) -> Any:
+    """The slot of the longest known context among ``keys[:longest]`` and its order, or (-1, 0)."""
+    for order in range(longest, 0, -1):
+        slot = find(table, keys[order - 1])
+        if slot >= 0:
+            table.used[slot] = np.uint32(table.clock[0])
+            return slot, order
+    return -1, 0
+
+
+@njit(inline="always")
+def context_keys(tokens: Any, begin: Any, end: Any, order: Any, keys: Any) -> Any:
+    """Fill ``keys[m-1]`` with the hash of the last m tokens of tokens[begin:end]; count them."""
+    key = _SALT
+    longest = min(order, end - begin)
+    for m in range(longest):
+        key = extend_key(key, tokens[end - 1 - m])
+        keys[m] = key if key != 0 else np.uint64(1)
+    return longest
+
+
+@njit(inline="always")
+def visit(
+    table: Any,
+    slot: Any,
+    ids: Any,
+    probabilities: Any,
+    decay: Any,
+    cap: Any,
+    merged_ids: Any,
+    merged: Any,
+) -> Any:
+    """Fold one observed law into a slot: ``avg <- (c avg + obs)/(c + 1)``, then keep the top E.
+
+    A token missing on one side counts as 0 there. ``decay`` shrinks c first, ``cap`` bounds it.
+    """
+    entries = table.ids.shape[1]
+    old = min(table.counts[slot] * decay, cap)
+    weight = np.float32(1.0) / (old + np.float32(1.0))
+    n = 0
+    for e in range(entries):
+        token = table.ids[slot, e]
+        if token < 0:
+            break
+        merged_ids[n] = token
+        merged[n] = old * weight * table.probabilities[slot, e]
+        n += 1
+    known = n
+    for e in range(ids.shape[0]):
+        token = ids[e]
+        if token < 0:
+            break
+        value = weight * probabilities[e]
+        for j in range(known):
+            if merged_ids[j] == token:
+                merged[j] += value
+                break
+        else:
+            merged_ids[n] = token
+            merged[n] = value
+            n += 1
+    for j in range(1, n):  # insertion sort, most probable first: both halves come nearly sorted
+        token, value, i = merged_ids[j], merged[j], j
+        while i > 0 and merged[i - 1] < value:
+            merged_ids[i], merged[i] = merged_ids[i - 1], merged[i - 1]
+            i -= 1
+        merged_ids[i], merged[i] = token, value
+    kept = np.float32(0.0)
+    for e in range(min(n, entries)):
+        table.ids[slot, e] = merged_ids[e]
+        table.probabilities[slot, e] = merged[e]
+        kept += merged[e]
+    table.kept[slot] = kept
+    table.counts[slot] = old + np.float32(1.0)
+    table.used[slot] = np.uint32(table.clock[0])
+
+
+@njit(cache=True, nogil=True)
+def _observe(
+    table: Any,
+    order: Any,
+    tokens: Any,
+    begins: Any,
+    ends: Any,
+    ids: Any,
+    probabilities: Any,
+    decay: Any,
+    cap: Any,
+) -> Any:
+    keys = np.empty(order, np.uint64)
+    merged_ids = np.empty(table.ids.shape[1] + ids.shape[1], np.int32)
+    merged = np.empty(merged_ids.shape[0], np.float32)
+    table.clock[0] += 1
+    for r in range(ends.shape[0]):
+        longest = context_keys(tokens, begins[r], ends[r], order, keys)
+        for m in range(longest):
+            slot = find_or_claim(table, keys[m])
+            visit(table, slot, ids[r], probabilities[r], decay, cap, merged_ids, merged)
+
+
+@njit(cache=True, nogil=True)
+def _observe_text(table: Any, order: Any, tokens: Any, decay: Any, cap: Any) -> Any:
+    keys = np.empty(order, np.uint64)
+    merged_ids = np.empty(table.ids.shape[1] + 1, np.int32)
+    merged = np.empty(merged_ids.shape[0], np.float32)
+    one = np.ones(1, np.float32)
+    table.clock[0] += 1
+    now = np.uint32(table.clock[0])
+    for end in range(1, tokens.shape[0]):
+        longest = context_keys(tokens, 0, end, order, keys)
+        for m in range(longest):
+            slot = find(table, keys[m])
+            if slot >= 0 and table.used[slot] != now:
+                continue  # known before this text, and perhaps by laws: worth more than one token
+            if slot < 0:
+                slot = find_or_claim(table, keys[m])
+            visit(table, slot, tokens[end : end + 1], one, decay, cap, merged_ids, merged)
+
+
+class StandTable:
+    """A table of context statistics under a fixed memory budget.
+
+    Parameters
+    ----------
+    order
+        Longest context kept, in tokens, 1..8; every length 1..order is kept.
+    budget_bytes
+        Memory for the arrays; the capacity is the largest power of two of slots that fits.
+    decay
+        Factor on a context's count before each visit, in (0, 1]; 1 is the plain mean of the paper,
+        the default 0.7 weighs recent visits more and drafts better on recorded trajectories.
+    count_cap
+        Upper bound on a context's count before each visit (>= 0); old text fades at 1/(cap + 1).
+
+    Raises
+    ------
+    ValueError
+        For a parameter outside its range or a budget too small for one bucket.
+    """
+
+    def __init__(
+        self,
+        *,
+        order: int = 4,
+        budget_bytes: int = 256 * 2**20,
+        decay: float = 0.7,
+        count_cap: float = float("inf"),
+    ) -> None:
+        if not 1 <= order <= MAX_ORDER:
+            raise ValueError(f"order is {order}; it must lie in 1..{MAX_ORDER}")
+        if not 0 < decay <= 1:
+            raise ValueError(f"decay is {decay}; it must lie in (0, 1]")
+        if not count_cap >= 0:
+            raise ValueError(f"count_cap is {count_cap}; it must be 0 or more")
+        if budget_bytes < _BUCKET * BYTES_PER_SLOT:
+            raise ValueError(
+                f"a table budget of {budget_bytes} bytes is too small; "
+                f"the least is {_BUCKET * BYTES_PER_SLOT}"
+            )
+        capacity = 2 ** ((budget_bytes // BYTES_PER_SLOT).bit_length() - 1)
+        self.order = order
+        self._decay, self._cap = np.float32(decay), np.float32(count_cap)
+        self.arrays = TableArrays(
+            keys=np.zeros(capacity, np.uint64),
+            counts=np.zeros(capacity, np.float32),
+            ids=np.full((capacity, ENTRIES), -1, np.int32),
+            probabilities=np.zeros((capacity, ENTRIES), np.float32),
+            kept=np.zeros(capacity, np.float32),
+            used=np.zeros(capacity, np.uint32),
+            clock=np.zeros(3, np.int64),
+        )
+
+    @property
+    def capacity(self) -> int:
+        """Slots, live or empty."""
+        return int(self.arrays.keys.shape[0])
+
+    @property
+    def live(self) -> int:
+        """Contexts held now."""
+        return int(self.arrays.clock[1])
+
+    @property
+    def evictions(self) -> int:
+        """Contexts dropped for newer ones since the start."""
+        return int(self.arrays.clock[2])
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of the arrays."""
+        return sum(array.nbytes for array in self.arrays)
+
+    def observe(self, rows: VerifiedRows) -> None:
+        """Visit every order of every row's context with the row's law; one call a step."""
+        _observe(
+            self.arrays, self.order, rows.tokens, rows.begins, rows.ends,
+            rows.ids, rows.probabilities, self._decay, self._cap,
+        )  # fmt: skip
+
+    def observe_text(self, tokens: Ints) -> None:
+        """Visit the contexts of a known text (a prompt) with its own next tokens as point masses.
+
+        Only contexts that the table did not know before this text are visited. A prompt that comes
+        again, as several samples or further turns, would otherwise wear out what the target's laws
+        taught: on recorded trajectories that costs 0.02 of block efficiency.
+        """
+        _observe_text(self.arrays, self.order, tokens, self._decay, self._cap)
+
+    def look_up(self, context: Ints) -> tuple[Ints, NDArray[np.float32], float, int] | None:
+        """The longest known suffix of ``context``: (ids, mean law, count, order), or None."""
+        keys = np.empty(self.order, np.uint64)
+        slot, order = _look_up(self.arrays, self.order, context, keys)
+        if slot < 0:
+            return None
+        ids = self.arrays.ids[slot]
+        filled = ids >= 0
+        law = self.arrays.probabilities[slot]
+        return ids[filled].copy(), law[filled].copy(), float(self.arrays.counts[slot]), int(order)
+
+
+@njit(cache=True)
+def _look_up(table: Any, order: Any, context: Any, keys: Any) -> Any:
+    longest = context_keys(context, 0, context.shape[0], order, keys)
+    return longest_match(table, keys, longest)

