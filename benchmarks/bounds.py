@@ -9,15 +9,14 @@ value must equal ours. POT (`pip install POT`) is left out, and said to be, wher
 
 import argparse
 import json
-import platform
 import statistics
-import subprocess
 import time
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
+from provenance import provenance
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -173,17 +172,6 @@ def largest_finished(
         if took > seconds:
             break
     return row
-
-
-def provenance() -> dict:
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True)
-    return {
-        "commit": commit.stdout.strip(),
-        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "machine": platform.platform(),
-        "python": platform.python_version(),
-        "numpy": np.__version__,
-    }
 
 
 def draw(path: Path, rows: list[dict]) -> None:

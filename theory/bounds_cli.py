@@ -65,8 +65,11 @@ def bounds(
 
 def draw(path: Path, floor: Spread, table: list[Bound]) -> None:
     """Acceptance against k: the optima above, the rules, and 1 - TV as the floor."""
-    import matplotlib
-
+    try:
+        import matplotlib
+    except ImportError:
+        typer.echo("specproof: --plot needs matplotlib: pip install matplotlib", err=True)
+        raise typer.Exit(1) from None
     matplotlib.use("Agg")
     from matplotlib import pyplot
 

@@ -29,7 +29,7 @@ def refusal_without_replacement(p: Floats, q: Floats, k: int) -> float:
             f"{support.size}^{k - 1} sequences, above {MAX_SEQUENCES}: cut q to its most probable "
             "tokens, use a smaller k, or theory.estimate_without_replacement"
         )
-    excess = _excess_table(p, q)
+    excess = _Excess(p, q)
     p, q = p[support], q[support]
     weight, scale, left = np.ones(1), np.zeros(1), np.ones(1)  # probability, lambda, Z(lambda)
     removed, taken = np.zeros(1), np.zeros((1, 0), dtype=np.int64)
@@ -97,7 +97,7 @@ def estimate_without_replacement(
         raise ValueError(f"one pair of laws of shape (V,) is needed; got shape {p.shape}")
     check_candidates(k, q)
     rng = np.random.default_rng(seed)
-    excess = _excess_table(p, q)
+    excess = _Excess(p, q)
     weight, scale, left = np.ones(samples), np.zeros(samples), np.ones(samples)
     removed = np.zeros(samples)
     drawn = _race(q, k - 1, samples, rng)
@@ -132,7 +132,7 @@ def _race(q: Floats, count: int, samples: int, rng: np.random.Generator) -> Ints
     return drawn
 
 
-class _excess_table:  # noqa: N801 - used as a function: Z = _excess_table(p, q); Z(scale)
+class _Excess:
     """Z(l) = sum (p - l q)+ for many l at once, by one sort and suffix sums."""
 
     def __init__(self, p: Floats, q: Floats) -> None:

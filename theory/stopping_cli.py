@@ -83,8 +83,11 @@ def stopping(
 
 def draw(path: Path, rates: list[float], best: int) -> None:
     """Tokens per unit of cost against draft length, the optimum marked."""
-    import matplotlib
-
+    try:
+        import matplotlib
+    except ImportError:
+        typer.echo("specproof: --plot needs matplotlib: pip install matplotlib", err=True)
+        raise typer.Exit(1) from None
     matplotlib.use("Agg")
     from matplotlib import pyplot
 

@@ -1,6 +1,7 @@
 """`specproof bounds` as a user runs it."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -96,6 +97,13 @@ def test_a_wide_law_gets_an_estimate_with_its_error(tmp_path):
     errors = {line["rule"]: line["standard_error"] for line in lines}
     assert 0 < errors["rrs_without_replacement"] < 0.02
     assert errors["kseq"] == 0
+
+
+def test_a_plot_without_matplotlib_says_what_to_install(files, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    result = run.invoke(app, [*files, "--k", "1", "--plot", str(tmp_path / "x.png")])
+    assert result.exit_code == 1
+    assert "pip install matplotlib" in result.stderr
 
 
 @pytest.mark.parametrize(

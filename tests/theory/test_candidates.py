@@ -41,7 +41,7 @@ def test_top_ranked_breaks_ties_by_index():
 
 @given(pair=fraction_pairs(max_size=6))
 def test_spechub_draws_the_sets_of_top_plus_one(pair):
-    """SpecHub (arXiv 2411.05289): x ~ q; with it the hub, or, if x is the hub, one of the others."""
+    """SpecHub (arXiv 2411.05289): x ~ q, and with it the hub; if x is the hub, one other."""
     _, q = pair
     if support(q) < 2:
         return

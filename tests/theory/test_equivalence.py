@@ -62,7 +62,7 @@ def test_asymptotic_false_alarm_at_moderate_levels(method):
 @pytest.mark.parametrize("target", [0.5, 0.9])
 def test_declared_power_is_the_simulated_power(method, alternative, target):
     law = np.random.default_rng(1).dirichlet(np.ones(50))
-    kind = dict(false_alarm=1e-9, method=method)
+    kind = {"false_alarm": 1e-9, "method": method}
     n = sample_size(law, 0.05, power=target, alternative=alternative, **kind)
     plan = plan_fit(law, n, **kind)
     assert plan.power(0.05, alternative) >= target
