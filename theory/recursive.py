@@ -32,9 +32,9 @@ def refusal_without_replacement(p: Floats, q: Floats, k: int) -> float:
     excess = _Excess(p, q)
     p, q = p[support], q[support]
     weight, scale, left = np.ones(1), np.zeros(1), np.ones(1)  # probability, lambda, Z(lambda)
-    removed, taken = np.zeros(1), np.zeros((1, 0), dtype=np.int64)
+    taken = np.zeros((1, 0), dtype=np.int64)
     for step in range(k):
-        grown = scale + left / (1 - removed)
+        grown = scale + left / _mass_left(q, taken)
         after = excess(grown)
         if step == k - 1:
             return float(np.sum(weight * after / left))
@@ -46,7 +46,6 @@ def refusal_without_replacement(p: Floats, q: Floats, k: int) -> float:
         parent, token = np.nonzero((refuse > 0) & (after > 0)[:, None])
         weight = weight[parent] * refuse[parent, token]
         scale, left = grown[parent], after[parent]
-        removed = removed[parent] + q[token]
         taken = np.concatenate([taken[parent], token[:, None]], axis=1)
     return 0.0
 
@@ -98,38 +97,64 @@ def estimate_without_replacement(
     check_candidates(k, q)
     rng = np.random.default_rng(seed)
     excess = _Excess(p, q)
+    p, q = p[q > 0], q[q > 0]
     weight, scale, left = np.ones(samples), np.zeros(samples), np.ones(samples)
-    removed = np.zeros(samples)
     drawn = _race(q, k - 1, samples, rng)
     for column in range(k):
-        grown = scale + left / (1 - removed)
+        there = _mass_left(q, drawn[:, :column])
+        grown = scale + left / there
         after = excess(grown)
         safe = np.where(left > 0, left, 1.0)
         if column == k - 1:
             weight *= np.where(left > 0, after / safe, 0.0)
             break
         token = drawn[:, column]
-        draft = q[token] / (1 - removed)
+        draft = q[token] / there
         target = np.maximum(p[token] - scale * q[token], 0.0) / safe
         weight *= np.where(left > 0, 1 - np.minimum(1.0, target / draft), 0.0)
-        removed += q[token]
         scale, left = grown, after
     return float(1 - weight.mean()), float(weight.std(ddof=1) / np.sqrt(samples))
 
 
+def _mass_left(q: Floats, taken: Ints) -> Floats:
+    """q(tokens not taken) for rows of different tokens, shape (n, j): sums, hardly a subtraction.
+
+    The j most probable tokens are added up one by one. If a light token is taken, a heavier one is
+    not, so what is subtracted from the mass of the light ones is never most of the result.
+    """
+    count = taken.shape[1]
+    order = np.argpartition(q, min(q.size - count, q.size - 1))
+    heavy, light = order[q.size - count :], order[: q.size - count]
+    gone = (taken[:, :, None] == heavy).any(axis=1)
+    rare = ~(taken[:, :, None] == heavy).any(axis=2)
+    return np.asarray(
+        np.where(gone, 0.0, q[heavy]).sum(axis=1)
+        + (q[light].sum() - np.where(rare, q[taken], 0.0).sum(axis=1))
+    )
+
+
 def _race(q: Floats, count: int, samples: int, rng: np.random.Generator) -> Ints:
-    """`count` different tokens a row, in draw order: repeated draws, repeats dropped."""
-    running = np.cumsum(q)
-    running /= running[-1]
+    """`count` different tokens a row, in draw order, by inverse transform of what is left.
+
+    The running sum goes from rare to probable, so that the rare ones keep their digits.
+    """
+    order = np.argsort(q)
+    ranked = q[order]
+    before = np.append(0.0, np.cumsum(ranked))
     drawn = np.zeros((samples, count), dtype=np.int64)
     for column in range(count):
+        ranks = np.sort(drawn[:, :column], axis=1)
         todo = np.arange(samples)
         while todo.size:
-            token = np.searchsorted(running, rng.random(todo.size), side="right")
-            drawn[todo, column] = token
-            seen = (drawn[todo, :column] == token[:, None]).any(axis=1)
-            todo = todo[seen]
-    return drawn
+            gone = ranks[todo]
+            place = rng.random(todo.size) * _mass_left(ranked, gone)
+            for rank in gone.T:
+                place = np.where(place >= before[rank], place + ranked[rank], place)
+            found = np.searchsorted(before, place, side="right") - 1
+            drawn[todo, column] = np.clip(found, 0, q.size - 1)
+            again = (gone == drawn[todo, column, None]).any(axis=1)  # by rounding only
+            todo = todo[again]
+    return np.asarray(order[drawn], dtype=np.int64)
 
 
 class _Excess:

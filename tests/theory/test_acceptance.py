@@ -38,7 +38,7 @@ def test_no_rule_beats_its_optimum(rule, pair, k):
 
 
 @pytest.mark.parametrize("rule", RULES)
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(pair=fraction_pairs(max_size=5), k=st.integers(1, 3))
 def test_acceptance_is_the_enumerated_one(rule, pair, k):
     p, q = pair

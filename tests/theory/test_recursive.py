@@ -46,3 +46,15 @@ def test_too_many_sequences_are_refused_with_the_way_out():
         output_law(p, p, 3, rule="rrs_without_replacement")
     with pytest.raises(ValueError, match=r"shape \(V,\)"):
         estimate_without_replacement(np.ones((2, 1)), np.ones((2, 1)), 1)
+
+
+def test_a_draft_law_that_is_nearly_a_point_mass():
+    """1 - q(refused) must not cancel: found by hypothesis with q = (1 - 1e-13, 1e-13)."""
+    p, q = np.array([0.0, 0.5, 0.5]), np.array([1.0, 2e-13, 1e-13])
+    q /= q.sum()
+    # token 0 is refused for certain; then (2/3, 1/3) against (1/2, 1/2)
+    rate = acceptance_rate(p, q, 2, rule="rrs_without_replacement")
+    assert rate == pytest.approx(5 / 6, abs=1e-12)
+    value, error = estimate_without_replacement(p, q, 3, samples=200)
+    assert value == pytest.approx(1, abs=1e-9)
+    assert error == pytest.approx(0, abs=1e-9)
