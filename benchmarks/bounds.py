@@ -13,6 +13,7 @@ import statistics
 import time
 from collections.abc import Callable
 from importlib.util import find_spec
+from math import comb
 from pathlib import Path
 
 import numpy as np
@@ -148,7 +149,7 @@ def largest_finished(
     row: dict = {}
     solve(*vectors("dirichlet", (5,)), k)  # imports and first-call costs are not the solver's
     for vocabulary in (10, 20, 40, 60, 80, 120, 160, 240, 320, 480):
-        if vocabulary**k > 2_000_000:
+        if comb(vocabulary + k - 1, k) > 200_000:  # beyond that the memory is the limit
             break
         p, q = vectors("dirichlet", (vocabulary,), seed=vocabulary)
         value = [0.0]

@@ -5,9 +5,10 @@ Works on floats and on fractions.Fraction alike, by enumeration; for small vocab
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
-from itertools import product
+from itertools import combinations_with_replacement, product
+from math import comb
 from typing import TypeVar
 
 import numpy as np
@@ -60,10 +61,27 @@ def tuple_law(q: Sequence[Number], k: int, drafts: Drafts) -> dict[tuple[int, ..
 def set_law(q: Sequence[Number], k: int, drafts: Drafts) -> dict[tuple[int, ...], Number]:
     """P(the set of candidates is this one), keyed by the sorted different tokens."""
     law: dict[tuple[int, ...], Number] = {}
-    for drawn, chance in tuple_law(q, k, drafts).items():
+    found = _multiset_law(q, k) if drafts == "iid" else tuple_law(q, k, drafts).items()
+    for drawn, chance in found:
         key = tuple(sorted(set(drawn)))
         law[key] = law[key] + chance if key in law else chance
     return law
+
+
+def _multiset_law(q: Sequence[Number], k: int) -> Iterator[tuple[tuple[int, ...], Number]]:
+    """Multisets of k iid draws: multinomial probabilities, k! times fewer than the tuples."""
+    support = [i for i, mass in enumerate(q) if mass > 0]
+    if comb(len(support) + k - 1, k) > MAX_TUPLES:
+        raise ValueError(
+            f"{k} draws from {len(support)} tokens have more than {MAX_TUPLES} outcomes: use a "
+            "smaller vocabulary or k"
+        )
+    for drawn in combinations_with_replacement(support, k):
+        chance, run = q[drawn[0]], 1
+        for place in range(1, k):  # multinomial coefficient times masses, one draw at a time
+            run = run + 1 if drawn[place] == drawn[place - 1] else 1
+            chance = chance * q[drawn[place]] * (place + 1) / run
+        yield drawn, chance
 
 
 def incidence(sets: Sequence[tuple[int, ...]]) -> tuple[Ints, Ints]:

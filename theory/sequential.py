@@ -14,10 +14,10 @@ def tv_upper_bound(
 ) -> float:
     """Upper confidence bound on TV(true law, expected law), wrong with probability at most `miss`.
 
-    TV(phat, P) + sqrt((m-1)/n)/2 + sqrt(ln(1/miss)/(2n)) with m cells: the mean of TV(phat, P') is
-    at most the second term (Cauchy-Schwarz), and one observation moves it by at most 1/n (McDiarmid
-    1989). `n_bins` joins cells into that many bins of about equal mass first (a bound on the TV *of
-    the bins*, for spaces larger than the sample).
+    TV(phat, P) + sqrt(ln(1/miss)/(2n)): TV(., P) is convex, so its mean over samples is at least
+    the truth (Jensen), and one observation moves it by at most 1/n (McDiarmid 1989). Its own noise
+    is of order sqrt(cells/n): `n_bins` first joins cells into that many bins of about equal mass,
+    which bounds the TV *of the bins*, for spaces larger than the sample.
     """
     law = as_law(np.ravel(expected), "expected")
     cells, values = sparse_counts(counts, law.size)
@@ -32,9 +32,7 @@ def tv_upper_bound(
         raise ValueError("at least one count is needed")
     seen = np.bincount(cells, values, law.size) / n
     gap = 0.5 * float(np.abs(seen - law).sum())
-    return float(
-        min(1.0, gap + 0.5 * np.sqrt((law.size - 1) / n) + np.sqrt(-np.log(miss) / (2 * n)))
-    )
+    return float(min(1.0, gap + np.sqrt(-np.log(miss) / (2 * n))))
 
 
 class SequentialFit:

@@ -40,8 +40,9 @@ def transport_plan(p: ArrayLike, q: ArrayLike, k: int, *, drafts: Drafts = "iid"
 
     The solver's answer is not trusted: S is scaled into the constraints and the dual is lifted to
     v_t = max(0, 1 - min_{i in t} u_i), so that both are feasible as stored; what is left is `gap`,
-    checked together with complementary slackness against 1e-8. p, q: shape (V,), V small (V^k at
-    most 2,000,000 tuples). Raises ValueError for bad input, RuntimeError if the certificate fails.
+    checked together with complementary slackness against 1e-8. p, q: shape (V,), V small (at most
+    2,000,000 multisets or tuples of candidates). Raises ValueError for bad input, RuntimeError if
+    the certificate fails.
     Optimal transport form: Sun et al. 2023, arXiv 2310.15141, section 3.
     """
     if drafts not in get_args(Drafts):

@@ -24,6 +24,16 @@ def test_laws_sum_to_one_exactly(pair, k):
             assert all(len(set(drawn)) == k for drawn in tuple_law(q, k, drafts))
 
 
+@given(pair=fraction_pairs(max_size=5), k=st.integers(1, 4))
+def test_sets_of_iid_draws_are_the_tuples_added_up(pair, k):
+    _, q = pair
+    added = {}
+    for drawn, chance in tuple_law(q, k, "iid").items():
+        key = tuple(sorted(set(drawn)))
+        added[key] = added.get(key, 0) + chance
+    assert set_law(q, k, "iid") == added
+
+
 @given(pair=fraction_pairs(max_size=5))
 def test_gumbel_top_k_order_is_the_draw_order(pair):
     """P(first candidate = i) = q_i without replacement."""

@@ -67,4 +67,4 @@ def test_only_one_pair_of_laws():
 
 def test_too_many_tuples_are_refused():
     with pytest.raises(ValueError, match="smaller vocabulary"):
-        transport_plan(np.full(200, 1 / 200), np.full(200, 1 / 200), 3)
+        transport_plan(np.full(400, 1 / 400), np.full(400, 1 / 400), 3)
