@@ -322,6 +322,8 @@ def sample_size(
             guarantee=guarantee,
             min_expected=min_expected,
         )
+        if plan.degrees_of_freedom == 0:  # everything merged: nothing can be told yet
+            return False
         return plan.power(tv, alternative, simulations=simulations) >= power
 
     high = 16

@@ -96,6 +96,12 @@ def test_mixture_costs_little_and_beats_the_other_guaranteed_tests():
     assert need["mixture"] < 1.25 * textbook
 
 
+def test_sample_size_of_a_law_that_needs_many_counts_for_two_bins():
+    n = sample_size([0.999, 0.001], 0.01, power=0.9)
+    assert plan_fit([0.999, 0.001], n).power(0.01) >= 0.9
+    assert plan_fit([0.999, 0.001], 16).degrees_of_freedom == 0
+
+
 def test_budget_is_split_over_the_suite():
     one = plan_fit([0.5, 0.5], 100, false_alarm=1e-9, tests=50)
     assert one.false_alarm == pytest.approx(2e-11)
