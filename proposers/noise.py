@@ -17,9 +17,8 @@ from numba import njit
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _M1 = np.uint64(0xBF58476D1CE4E5B9)
 _M2 = np.uint64(0x94D049BB133111EB)
-_S30, _S27, _S31, _S11 = np.uint64(30), np.uint64(27), np.uint64(31), np.uint64(11)
-_ONE = np.uint64(1)
-_TO_UNIT = 2.0**-53
+_S30, _S27, _S31, _S12 = np.uint64(30), np.uint64(27), np.uint64(31), np.uint64(12)
+_TO_UNIT = 2.0**-52
 
 
 @njit(inline="always")
@@ -38,8 +37,11 @@ def row_key(key: Any, position: Any) -> Any:
 
 @njit(inline="always")
 def uniform(row: Any, token: Any) -> Any:
-    """The uniform of (row, token), in the open interval (0, 1): 53 bits, centred in their cell."""
-    bits = mix64(row + np.uint64(token) * _GOLDEN) >> _S11
+    """The uniform of (row, token), in the open interval (0, 1): 52 bits, centred in their cell.
+
+    With 53 bits the centre of the last cell would round to 1.
+    """
+    bits = mix64(row + np.uint64(token) * _GOLDEN) >> _S12
     return (np.float64(bits) + 0.5) * _TO_UNIT
 
 
@@ -77,4 +79,4 @@ def race(p: Any, row: Any) -> Any:
 
 def request_key(seed: int) -> int:
     """The key of a request's noise from the seed its client gave; never 0, which means unseeded."""
-    return int(mix64(np.uint64(seed & (2**64 - 1)) + _GOLDEN)) or int(_ONE)
+    return int(mix64(np.uint64((seed + int(_GOLDEN)) & (2**64 - 1)))) or 1

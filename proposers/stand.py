@@ -34,6 +34,9 @@ def reshape_law(
         weight = law[e] / law[0]
         if temperature != 1 and temperature > 0:
             weight = math.exp(math.log(weight) / temperature)
+        if weight == 0:  # underflow: what has no probability must not stand among the entries
+            n = e
+            break
         out[e] = weight
         total += weight
     if top_p < 1:

@@ -36,6 +36,8 @@ class TableArrays(NamedTuple):
 
 
 BYTES_PER_SLOT = 8 + 4 + 4 * ENTRIES + 4 * ENTRIES + 4 + 4
+_CLOCK_BYTES = 3 * 8
+LEAST_BYTES = _BUCKET * BYTES_PER_SLOT + _CLOCK_BYTES
 
 
 @njit(inline="always")
@@ -234,12 +236,11 @@ class StandTable:
             raise ValueError(f"decay is {decay}; it must lie in (0, 1]")
         if not count_cap >= 0:
             raise ValueError(f"count_cap is {count_cap}; it must be 0 or more")
-        if budget_bytes < _BUCKET * BYTES_PER_SLOT:
+        if budget_bytes < LEAST_BYTES:
             raise ValueError(
-                f"a table budget of {budget_bytes} bytes is too small; "
-                f"the least is {_BUCKET * BYTES_PER_SLOT}"
+                f"a table budget of {budget_bytes} bytes is too small; the least is {LEAST_BYTES}"
             )
-        capacity = 2 ** ((budget_bytes // BYTES_PER_SLOT).bit_length() - 1)
+        capacity = 2 ** (((budget_bytes - _CLOCK_BYTES) // BYTES_PER_SLOT).bit_length() - 1)
         self.order = order
         self._decay, self._cap = np.float32(decay), np.float32(count_cap)
         self.arrays = TableArrays(

@@ -11,6 +11,7 @@ from typing import Any
 from vllm_plugin import hooks
 from vllm_plugin.config import MAX_DRAFT_LENGTH, ConfigurationError, read_options
 
+_SETTINGS = {"method", "model", "num_speculative_tokens"}
 PROPOSERS = ("vllm_plugin.Stand", "vllm_plugin.PromptLookup")
 
 
@@ -20,8 +21,17 @@ def install() -> None:
         hooks.install(hooks.CREATE_CONFIG, _guarded)
 
 
-def check(model: str, speculative_config: object, additional_config: object) -> None:
-    """Refuse what the plugin cannot serve; arguments that do not name our proposers pass.
+def check_workers(tensor_parallel: int, pipeline_parallel: int) -> None:
+    """Refuse several workers: each would draft and draw on its own, and nobody proved that law."""
+    if tensor_parallel > 1 or pipeline_parallel > 1:
+        raise ConfigurationError(
+            f"specproof serves one worker per engine, but tensor_parallel_size is "
+            f"{tensor_parallel} and pipeline_parallel_size is {pipeline_parallel}; set both to 1"
+        )
+
+
+def check(model: str, speculative_config: object, additional_config: object) -> bool:
+    """Refuse what the plugin cannot serve; say whether the arguments name one of our proposers.
 
     Raises
     ------
@@ -31,7 +41,7 @@ def check(model: str, speculative_config: object, additional_config: object) -> 
     settings = _as_mapping(speculative_config)
     if settings is None or settings.get("model") not in PROPOSERS:
         _refuse_options_without_us(additional_config)
-        return
+        return False
     wrong = hooks.speculation_problem()
     if wrong:
         raise ConfigurationError(f"specproof refuses to speculate: {wrong}")
@@ -39,6 +49,12 @@ def check(model: str, speculative_config: object, additional_config: object) -> 
         raise ConfigurationError(
             "VLLM_USE_V2_MODEL_RUNNER=1 forces vLLM's second model runner, which takes no custom "
             "proposer; unset it to serve with specproof"
+        )
+    unused = sorted(set(settings) - _SETTINGS)
+    if unused:
+        raise ConfigurationError(
+            f"--speculative-config: {unused[0]!r} has no effect with {settings['model']}; "
+            f"its settings are {', '.join(sorted(_SETTINGS))}, options go to --additional-config"
         )
     length = settings.get("num_speculative_tokens")
     if isinstance(length, bool) or not isinstance(length, int):
@@ -54,6 +70,7 @@ def check(model: str, speculative_config: object, additional_config: object) -> 
     read_options(_as_mapping(additional_config) or {})
     if _looks_like_a_path(model) and not Path(model).expanduser().is_dir():
         raise ConfigurationError(f"the model folder {model} does not exist")
+    return True
 
 
 def _refuse_options_without_us(additional_config: object) -> None:
@@ -84,7 +101,9 @@ def _guarded(original: Any) -> Any:
     @functools.wraps(original)
     def create_engine_config(self: Any, *args: Any, **kwargs: Any) -> Any:
         try:
-            check(self.model, self.speculative_config, self.additional_config)
+            ours = check(self.model, self.speculative_config, self.additional_config)
+            if ours:
+                check_workers(self.tensor_parallel_size, self.pipeline_parallel_size)
         except ConfigurationError as error:
             if _is_vllm_command():
                 sys.exit(f"specproof: {error}")  # no traceback in front of a person

@@ -10,6 +10,7 @@ from proposers import Drafter, PromptLookupDrafter, StandDrafter, StandTable
 from vllm_plugin import hooks
 from vllm_plugin.adapter_v1 import V1Adapter, install
 from vllm_plugin.config import ConfigurationError, Options, read_options
+from vllm_plugin.warm_up import warm_up
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -41,7 +42,9 @@ class Proposer:
         raise NotImplementedError
 
     def load_model(self, model: Any) -> None:
-        """There is no draft model to load."""
+        """There is no draft model; what is compiled on first use is compiled now instead."""
+        small = self.options.model_copy(update={"table_mib": 1})
+        warm_up(self.make_drafter(small, self.adapter.draft_length, 0))
 
     def propose(
         self,

@@ -1,0 +1,32 @@
+"""Compile every kernel before the server says that it is ready, not within a first request."""
+
+import numpy as np
+import torch
+
+from proposers import Drafter, DraftRequests, VerifiedRows
+from proposers.noise import request_key
+from vllm_plugin.keyed_sampler import keyed_choice
+from vllm_plugin.top_entries import top_entries
+
+
+def warm_up(drafter: Drafter) -> None:
+    """Run a throwaway drafter and the kernels beside it once, with the argument types of a step."""
+    text = np.array([[1, 2, 3, 1, 2, 3, 1, 2]], np.int32)
+    drafter.start(text[0])
+    ids, probabilities = top_entries(torch.zeros((2, 128)), np.arange(2))
+    ends = np.array([3, 4], np.int64)
+    drafter.observe(VerifiedRows(text[0], np.zeros(2, np.int64), ends, ids, probabilities))
+    for key in (0, request_key(0)):
+        drafter.draft(
+            DraftRequests(
+                tokens=text,
+                rows=np.zeros(1, np.int64),
+                lengths=np.full(1, 8, np.int64),
+                budgets=np.ones(1, np.int64),
+                temperatures=np.ones(1),
+                top_k=np.zeros(1, np.int64),
+                top_p=np.ones(1),
+                noise_keys=np.full(1, key, np.uint64),
+            )
+        )
+    keyed_choice(torch.full((128,), 1 / 128), request_key(0), 0)
