@@ -1,6 +1,6 @@
 """How fast are the bounds? Ratios to one numpy.argsort, to a loop of calls, to cvxpy and to POT.
 
-    OMP_NUM_THREADS=1 python benchmarks/bounds.py [--out benchmarks/results] [--seconds 20]
+    OMP_NUM_THREADS=1 python benchmarks/bounds.py [--out out] [--seconds 20]
 
 Times are medians of interleaved repetitions in one run; every ratio compares things measured in the
 same run on the same vectors. The linear programmes grow until they need more than --seconds; their
@@ -148,7 +148,7 @@ def largest_finished(
     """Double-ish V until the solver needs more than `seconds`; report the last V it finished."""
     row: dict = {}
     solve(*vectors("dirichlet", (5,)), k)  # imports and first-call costs are not the solver's
-    for vocabulary in (10, 20, 40, 60, 80, 120, 160, 240, 320, 480):
+    for vocabulary in (10, 20, 30, 40, 60, 80, 120, 160, 240, 320, 480):
         if comb(vocabulary + k - 1, k) > 200_000:  # beyond that the memory is the limit
             break
         p, q = vectors("dirichlet", (vocabulary,), seed=vocabulary)
@@ -192,7 +192,7 @@ def draw(path: Path, rows: list[dict]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
+    parser.add_argument("--out", type=Path, default=Path("out"))
     parser.add_argument("--seconds", type=float, default=20.0)
     parser.add_argument("--repeats", type=int, default=9)
     options = parser.parse_args()
