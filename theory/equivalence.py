@@ -17,67 +17,33 @@ no validity; deviations *inside* a merged bin are invisible (`FitPlan.merged_mas
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from scipy.optimize import brentq
-from scipy.special import gammaln, xlogy
+from scipy.special import xlogy
 from scipy.stats import chi2, ncx2
 
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
-Counts = ArrayLike | Mapping[int, int]
+from theory.bins import Counts, joint_counts, log_dirichlet_ratio, merge_bins, sparse_counts
+from theory.laws import Floats, Ints, as_law
+from theory.sequential import SequentialFit, tv_upper_bound
+
+__all__ = [
+    "FitPlan",
+    "FitResult",
+    "SequentialFit",
+    "goodness_of_fit",
+    "joint_counts",
+    "merge_bins",
+    "plan_fit",
+    "sample_size",
+    "tv_upper_bound",
+]
 Method = Literal["mixture", "g", "chi2"]
 Guarantee = Literal["finite_sample", "asymptotic"]
 Alternative = Literal["half", "largest"]
-
-
-def joint_counts(sequences: ArrayLike, vocabulary: int) -> dict[int, int]:
-    """Sparse counts of sequences, keyed as the flat index of the array law[x1, ..., xL].
-
-    `sequences`: integers of shape (n, L). Raises ValueError for tokens outside the vocabulary.
-    """
-    tokens = np.asarray(sequences, dtype=np.int64)
-    if tokens.ndim != 2 or (tokens.size and not 0 <= tokens.min() <= tokens.max() < vocabulary):
-        raise ValueError(
-            f"sequences must have shape (n, L), tokens in [0, {vocabulary}); got {tokens.shape}"
-        )
-    flat = tokens @ (vocabulary ** np.arange(tokens.shape[1] - 1, -1, -1))
-    cells, counts = np.unique(flat, return_counts=True)
-    return {int(cell): int(count) for cell, count in zip(cells, counts, strict=True)}
-
-
-def merge_bins(expected: ArrayLike, n: int, min_expected: float = 5.0) -> Ints:
-    """Label each cell with a bin so that every bin expects at least `min_expected` of n counts.
-
-    Cells that expect enough keep a bin of their own; the others are joined in ascending order of
-    probability (a function of the law and n only). Label -1 marks impossible cells (probability
-    exactly 0). Returns int64 labels of the law's size.
-    """
-    law = _law(expected)
-    labels = np.full(law.size, -1, dtype=np.int64)
-    order = np.argsort(law, kind="stable")
-    order = order[law[order] > 0]
-    mean = law[order] * n
-    small = int(np.searchsorted(mean, min_expected))
-    running = np.concatenate([[0.0], np.cumsum(mean[:small])])
-    start, label = 0, 0
-    while start < small and running[small] - running[start] >= min_expected:
-        stop = int(np.searchsorted(running, running[start] + min_expected))
-        labels[order[start:stop]] = label
-        start, label = min(stop, small), label + 1
-    if (
-        start < small and label == 0 and small < order.size
-    ):  # too little to fill a bin: join the smallest full cell
-        small += 1
-        label = 1
-    labels[order[start:small]] = max(label - 1, 0)
-    label = max(label, 1) if small else 0
-    labels[order[small:]] = label + np.arange(order.size - small)
-    return labels
 
 
 @dataclass(frozen=True)
@@ -198,7 +164,7 @@ class FitPlan:
     def _statistic(self, observed: Ints) -> Floats:
         """The statistic of counts of shape (..., bins)."""
         if self.method == "mixture":
-            return _log_dirichlet_ratio(observed, self.law, self.concentration)
+            return log_dirichlet_ratio(observed, self.law, self.concentration)
         expected = self.n * self.law
         if self.method == "chi2":
             terms = (observed - expected) ** 2 / expected
@@ -224,7 +190,7 @@ class FitPlan:
 
     def evaluate(self, counts: Counts) -> FitResult:
         """Apply the plan to n counts: an array of the law's size or {flat cell: count}."""
-        cells, values = _sparse(counts, self.labels.size)
+        cells, values = sparse_counts(counts, self.labels.size)
         if int(values.sum()) != self.n:
             raise ValueError(f"the plan was made for n = {self.n} counts; got {int(values.sum())}")
         impossible = int(values[self.labels[cells] < 0].sum())
@@ -284,7 +250,7 @@ def plan_fit(
     (Bonferroni). Raises ValueError for a vector that is not a law, n < 1, a budget outside (0, 1),
     tests < 1 or an unknown method.
     """
-    law = _law(expected)
+    law = as_law(np.ravel(expected), "expected")
     if n < 1 or tests < 1 or not 0 < false_alarm < 1:
         raise ValueError(
             f"need n >= 1, tests >= 1, 0 < false_alarm < 1; got {n}, {tests}, {false_alarm}"
@@ -314,8 +280,8 @@ def goodness_of_fit(
     min_expected: float = 5.0,
 ) -> FitResult:
     """Test counts against an exact law: `plan_fit` for their total, then `FitPlan.evaluate`."""
-    law = _law(expected)
-    n = int(_sparse(counts, law.size)[1].sum())
+    law = as_law(np.ravel(expected), "expected")
+    n = int(sparse_counts(counts, law.size)[1].sum())
     plan = plan_fit(
         law,
         n,
@@ -356,6 +322,8 @@ def sample_size(
             guarantee=guarantee,
             min_expected=min_expected,
         )
+        if plan.degrees_of_freedom == 0:  # everything merged: nothing can be told yet
+            return False
         return plan.power(tv, alternative, simulations=simulations) >= power
 
     high = 16
@@ -372,127 +340,6 @@ def sample_size(
     return high
 
 
-def tv_upper_bound(
-    counts: Counts, expected: ArrayLike, *, miss: float = 1e-3, n_bins: int | None = None
-) -> float:
-    """Upper confidence bound on TV(true law, expected law), wrong with probability at most `miss`.
-
-    TV(phat, P) + sqrt((m-1)/n)/2 + sqrt(ln(1/miss)/(2n)) with m cells: the mean of TV(phat, P') is
-    at most the second term (Cauchy-Schwarz), and one observation moves it by at most 1/n (McDiarmid
-    1989). `n_bins` joins cells into that many bins of about equal mass first (a bound on the TV *of
-    the bins*, for spaces larger than the sample).
-    """
-    law = _law(expected)
-    cells, values = _sparse(counts, law.size)
-    if not 0 < miss < 1:
-        raise ValueError(f"miss must lie in (0, 1); got {miss}")
-    if n_bins is not None:
-        labels = np.minimum((np.cumsum(law) - law / 2) * n_bins, n_bins - 1).astype(np.int64)
-        law = np.bincount(labels, law, n_bins).astype(np.float64)
-        cells = labels[cells]
-    n = int(values.sum())
-    if n < 1:
-        raise ValueError("at least one count is needed")
-    seen = np.bincount(cells, values, law.size) / n
-    gap = 0.5 * float(np.abs(seen - law).sum())
-    return float(
-        min(1.0, gap + 0.5 * np.sqrt((law.size - 1) / n) + np.sqrt(-np.log(miss) / (2 * n)))
-    )
-
-
-class SequentialFit:
-    """Anytime-valid test for long runs: look as often as you like, stop when you like.
-
-    E_n = mean over a of [ integral of prod (theta/P)(x_i) over Dirichlet(a P) ] is a nonnegative
-    martingale of mean 1 under the law P, so P(some E_n >= 1/false_alarm) <= false_alarm (Ville
-    1939). A cell of probability 0 makes it infinite.
-    """
-
-    def __init__(
-        self,
-        expected: ArrayLike,
-        *,
-        false_alarm: float = 1e-9,
-        tests: int = 1,
-        planned_n: int | None = None,
-    ) -> None:
-        """`planned_n` merges cells as `merge_bins` does for that many counts; None keeps them."""
-        law = _law(expected)
-        if tests < 1 or not 0 < false_alarm < 1:
-            raise ValueError(f"need tests >= 1 and 0 < false_alarm < 1; got {tests}, {false_alarm}")
-        self._labels = (
-            np.where(law > 0, np.arange(law.size), -1)
-            if planned_n is None
-            else merge_bins(law, planned_n)
-        )
-        inside = self._labels >= 0
-        self._law: Floats = np.bincount(self._labels[inside], law[inside]).astype(np.float64)
-        self._counts = np.zeros(self._law.size, dtype=np.int64)
-        self._grid = max(self._law.size - 1, 1) * 4.0 ** np.arange(12)
-        self._impossible = False
-        self.false_alarm = false_alarm / tests
-        self.n = 0
-        self.rejected = False
-
-    @property
-    def log_e_value(self) -> float:
-        """log E_n: evidence against the law; 1/E_n is a p-value."""
-        if self._impossible:
-            return float("inf")
-        logs = np.array([_log_dirichlet_ratio(self._counts, self._law, a) for a in self._grid])
-        return float(np.logaddexp.reduce(logs) - np.log(logs.size))
-
-    def update(self, counts: Counts) -> bool:
-        """Add counts (array, or mapping {flat cell: count}); True once rejected, for ever."""
-        cells, values = _sparse(counts, self._labels.size)
-        bins = self._labels[cells]
-        self._impossible |= bool(np.any(values[bins < 0] > 0))
-        np.add.at(self._counts, bins[bins >= 0], values[bins >= 0])
-        self.n += int(values.sum())
-        self.rejected |= self.log_e_value >= -np.log(self.false_alarm)
-        return self.rejected
-
-
-def _log_dirichlet_ratio(observed: Ints, law: Floats, a: float) -> Floats:
-    """log of DirichletMultinomial(observed; a P) / Multinomial(observed; P), shape (..., bins)."""
-    whole = _log_rise(np.float64(a), observed.sum(axis=-1))
-    return np.asarray(_log_rise(a * law, observed).sum(axis=-1) - whole, dtype=np.float64)
-
-
-def _log_rise(x: Floats | np.float64, c: Ints) -> Floats:
-    """log of x (x+1) ... (x+c-1) / x^c; Stirling's series above 1,000, where gammaln cancels."""
-    large = np.maximum(x, 1e3)
-    series = (large + c - 0.5) * np.log1p(c / large) - c + (1 / (large + c) - 1 / large) / 12
-    small = np.minimum(x, 1e3)
-    exact = gammaln(small + c) - gammaln(small) - c * np.log(small)
-    return np.where(x > 1e3, series, exact)
-
-
 def _chernoff_point(c: float) -> float:
     """The x > 1 with x - 1 - ln x = c."""
     return float(brentq(lambda x: x - 1 - np.log(x) - c, 1.0, 2.0 + c + np.sqrt(2 * c)))
-
-
-def _law(expected: ArrayLike) -> Floats:
-    law = np.asarray(expected, dtype=np.float64).ravel()
-    if law.size == 0 or not np.all(np.isfinite(law)) or law.min() < 0 or abs(law.sum() - 1) > 1e-6:
-        raise ValueError("expected must be finite, nonnegative and sum to 1 within 1e-6")
-    return np.asarray(law / law.sum(), dtype=np.float64)
-
-
-def _sparse(counts: Counts, size: int) -> tuple[Ints, Ints]:
-    """Flat cell indices and their counts."""
-    if isinstance(counts, Mapping):
-        cells = np.fromiter(counts.keys(), dtype=np.int64, count=len(counts))
-        values = np.fromiter(counts.values(), dtype=np.int64, count=len(counts))
-    else:
-        dense = np.asarray(counts).ravel()
-        if dense.size != size or not np.all(dense == np.floor(dense)):
-            raise ValueError(
-                f"counts must be {size} integers; got {dense.size} values of type {dense.dtype}"
-            )
-        cells = np.flatnonzero(dense)
-        values = dense[cells].astype(np.int64)
-    if cells.size and (cells.min() < 0 or cells.max() >= size or values.min() < 0):
-        raise ValueError(f"counts must be nonnegative, on cells 0..{size - 1}")
-    return cells, values

@@ -1,21 +1,15 @@
 """Equivalence tests keep the false-alarm rate and the power that they declare."""
 
-from itertools import product
 from math import comb
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from theory.equivalence import (
-    SequentialFit,
     goodness_of_fit,
     joint_counts,
-    merge_bins,
     plan_fit,
     sample_size,
-    tv_upper_bound,
 )
 
 FINITE = ["mixture", "g", "chi2"]
@@ -102,6 +96,12 @@ def test_mixture_costs_little_and_beats_the_other_guaranteed_tests():
     assert need["mixture"] < 1.25 * textbook
 
 
+def test_sample_size_of_a_law_that_needs_many_counts_for_two_bins():
+    n = sample_size([0.999, 0.001], 0.01, power=0.9)
+    assert plan_fit([0.999, 0.001], n).power(0.01) >= 0.9
+    assert plan_fit([0.999, 0.001], 16).degrees_of_freedom == 0
+
+
 def test_budget_is_split_over_the_suite():
     one = plan_fit([0.5, 0.5], 100, false_alarm=1e-9, tests=50)
     assert one.false_alarm == pytest.approx(2e-11)
@@ -115,7 +115,7 @@ def test_joint_law_of_three_tokens_over_64_is_practical():
     good = goodness_of_fit(joint_counts(drawn, 64), joint, tests=100)
     assert not good.rejected and good.n == 20_000 and good.degrees_of_freedom > 500
     assert good.power(0.15) > 0.999
-    wrong = np.stack([rng.choice(64, size=20000, p=law[0]), drawn[:, 1], drawn[:, 0]], axis=1)
+    wrong = drawn[:, [0, 1, 0]]
     assert goodness_of_fit(joint_counts(wrong, 64), joint, tests=100).rejected
 
 
@@ -135,61 +135,6 @@ def test_rejected_agrees_with_the_p_value(method):
         assert result.rejected == (result.p_value <= 1e-6)
 
 
-@settings(max_examples=200, deadline=None)
-@given(
-    weights=st.lists(st.sampled_from([0.0, 1e-12, 1e-3, 0.2, 1.0]), min_size=1, max_size=30),
-    n=st.integers(1, 5000),
-)
-def test_every_bin_expects_enough_unless_it_is_alone(weights, n):
-    if sum(weights) == 0:
-        return
-    law = np.array(weights) / sum(weights)
-    labels = merge_bins(law, n)
-    assert np.array_equal(labels < 0, law == 0)
-    bins = np.bincount(labels[labels >= 0], law[labels >= 0])
-    assert bins.sum() == pytest.approx(1)
-    assert np.all(bins > 0)
-    assert bins.size == 1 or n * bins.min() >= 5 - 1e-9
-
-
-def test_tv_upper_bound_covers_and_shrinks():
-    rng = np.random.default_rng(7)
-    law = rng.dirichlet(np.ones(16))
-    other = 0.9 * law + 0.1 * np.eye(16)[0]
-    truth = 0.5 * np.abs(law - other).sum()
-    for n in (100, 10_000, 1_000_000):
-        bounds = [tv_upper_bound(rng.multinomial(n, other), law, miss=0.05) for _ in range(200)]
-        assert np.mean(np.array(bounds) < truth) <= 0.05
-    assert bounds[-1] < truth + 0.004
-    assert tv_upper_bound(rng.multinomial(10**6, law), law, n_bins=4) < 0.004
-
-
-def test_sequential_false_alarm_under_peeking_and_detection():
-    rng = np.random.default_rng(8)
-    law = rng.dirichlet(np.ones(8))
-    alarms = 0
-    for _ in range(300):
-        run = SequentialFit(law, false_alarm=0.05)
-        for _ in range(40):
-            run.update(rng.multinomial(25, law))
-        alarms += run.rejected
-    assert alarms / 300 <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / 300)
-    run = SequentialFit(law, false_alarm=1e-9)
-    other = 0.9 * law + 0.1 * np.eye(8)[0]
-    while not run.update(rng.multinomial(100, other)):
-        assert run.n < 20_000
-
-
-def test_sequential_e_value_has_mean_one_exactly():
-    law = (0.2, 0.3, 0.5)
-    mean = 0.0
-    for outcome in product(range(3), repeat=5):
-        run = SequentialFit(law)
-        run.update(np.bincount(outcome, minlength=3))
-        mean += np.exp(run.log_e_value) * np.prod([law[i] for i in outcome])
-    assert mean == pytest.approx(1, abs=1e-10)
-
-
 @pytest.mark.parametrize(
     "call",
     [
@@ -205,8 +150,6 @@ def test_sequential_e_value_has_mean_one_exactly():
         lambda: goodness_of_fit([1, 2, 3], [0.5, 0.5]),
         lambda: goodness_of_fit([1.5, 2], [0.5, 0.5]),
         lambda: goodness_of_fit({7: 1}, [0.5, 0.5]),
-        lambda: joint_counts([[64, 0]], 64),
-        lambda: tv_upper_bound([0, 0], [0.5, 0.5]),
     ],
 )
 def test_bad_input_is_refused(call):
