@@ -11,6 +11,9 @@ from typing import Annotated
 
 import typer
 
+from theory.bounds_cli import bounds
+from theory.stopping_cli import stopping
+
 app = typer.Typer(
     name="specproof",
     help="Lossless speculative decoding for vLLM, proved.",
@@ -18,6 +21,9 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+app.command()(bounds)
+app.command()(stopping)
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 
