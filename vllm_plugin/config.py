@@ -20,7 +20,7 @@ class ConfigurationError(ValueError):
 class Options(BaseModel):
     """What a user can choose beside ``--speculative-config``."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     rule: Literal["token", "block"] = Field("block", description="verification rule")
     order: Annotated[int, Field(ge=1, le=MAX_ORDER)] = Field(

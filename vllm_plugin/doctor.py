@@ -11,12 +11,9 @@ import importlib.util
 import os
 import platform
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, entry_points, version
 from pathlib import Path
-from types import ModuleType
 from typing import Any, Literal
 
 from rich.console import Console
@@ -179,36 +176,15 @@ def _hooks() -> list[Check]:
     if hooks.vllm_version() is None:
         return [Check("hooks", "problem", "not checked, since vLLM is not installed")]
     checks = []
-    with _without_importing_vllm():
-        for hook in (*hooks.SPECULATION, hooks.EXPAND):
-            wrong = hooks.problem(hook)
-            if wrong is None:
-                checks.append(Check("hook", "ok", hook.target))
-            elif hook is hooks.EXPAND:
-                checks.append(Check("hook", "warning", wrong, "the CPU repair is not applied"))
-            else:
-                checks.append(Check("hook", "problem", wrong, f"install vLLM {_supported()}"))
+    for hook in (*hooks.SPECULATION, hooks.EXPAND):
+        wrong = hooks.problem(hook)
+        if wrong is None:
+            checks.append(Check("hook", "ok", hook.target))
+        elif hook is hooks.EXPAND:
+            checks.append(Check("hook", "warning", wrong, "the CPU repair is not applied"))
+        else:
+            checks.append(Check("hook", "problem", wrong, f"install vLLM {_supported()}"))
     return checks
-
-
-@contextmanager
-def _without_importing_vllm() -> Iterator[None]:
-    """Let ``hooks`` find vLLM's sources; finding a submodule imports its parents, torch and all.
-
-    An empty package stands in for ``vllm`` meanwhile; its subpackages' ``__init__`` are empty.
-    """
-    spec = importlib.util.find_spec("vllm")
-    if "vllm" in sys.modules or spec is None:
-        yield
-        return
-    stand_in = ModuleType("vllm")
-    stand_in.__path__ = list(spec.submodule_search_locations or [])
-    sys.modules["vllm"] = stand_in
-    try:
-        yield
-    finally:
-        for name in [n for n in sys.modules if n == "vllm" or n.startswith("vllm.")]:
-            del sys.modules[name]
 
 
 def _cpu_repair() -> Check:

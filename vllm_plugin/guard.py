@@ -45,10 +45,16 @@ def check(model: str, speculative_config: object, additional_config: object) -> 
     wrong = hooks.speculation_problem()
     if wrong:
         raise ConfigurationError(f"specproof refuses to speculate: {wrong}")
-    if os.environ.get("VLLM_USE_V2_MODEL_RUNNER", "").strip().lower() in ("1", "true"):
+    forced = os.environ.get("VLLM_USE_V2_MODEL_RUNNER", "").strip()
+    if forced not in ("", "0"):
         raise ConfigurationError(
-            "VLLM_USE_V2_MODEL_RUNNER=1 forces vLLM's second model runner, which takes no custom "
-            "proposer; unset it to serve with specproof"
+            f"VLLM_USE_V2_MODEL_RUNNER={forced} forces vLLM's second model runner, which takes "
+            "no custom proposer; unset it to serve with specproof"
+        )
+    if settings.get("method") != "custom_class":
+        raise ConfigurationError(
+            f"--speculative-config: method is {settings.get('method')!r}, but {settings['model']} "
+            "needs method 'custom_class'"
         )
     unused = sorted(set(settings) - _SETTINGS)
     if unused:

@@ -161,10 +161,16 @@ def version_problem() -> str | None:
 
 @cache
 def _source(module: str) -> ast.Module | None:
-    spec = importlib.util.find_spec(module)
-    if spec is None or spec.origin is None:
+    """The parsed source of a module, found from its top-level package, so that none is imported."""
+    top, *path = module.split(".")
+    spec = importlib.util.find_spec(top)
+    if spec is None:
         return None
-    return ast.parse(Path(spec.origin).read_text())
+    roots = spec.submodule_search_locations or []
+    files = [Path(root, *path).with_suffix(".py") for root in roots if path]
+    if spec.origin is not None and not path:
+        files.append(Path(spec.origin))
+    return next((ast.parse(f.read_text()) for f in files if f.is_file()), None)
 
 
 def _definition(module: ast.Module, qualified: str) -> ast.AST | None:
@@ -182,23 +188,31 @@ def _definition(module: ast.Module, qualified: str) -> ast.AST | None:
 def problem(hook: Hook) -> str | None:
     """One sentence when a seam is missing or has another signature; None when it fits."""
     module, qualified = hook.target.split(":")
-    try:
-        source = _source(module)
-    except ModuleNotFoundError:
-        source = None
+    source = _source(module)
     node = _definition(source, qualified) if source is not None else None
     if node is None:
         return f"vLLM {vllm_version()} has no {hook.target}"
     if hook.parameters is None:
         return None
-    assert isinstance(node, ast.FunctionDef)
-    found = tuple(a.arg for a in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs))
+    found = _parameters(node)
     if found != hook.parameters:
         return (
             f"{hook.target} takes ({', '.join(found)}) in vLLM {vllm_version()}, "
             f"but specproof was written for ({', '.join(hook.parameters)})"
         )
     return None
+
+
+def _parameters(node: ast.AST) -> tuple[str, ...]:
+    """The parameters of a function, variadic ones with their stars; none for a class."""
+    if not isinstance(node, ast.FunctionDef):
+        return ()
+    arguments = node.args
+    named = (*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs)
+    starred = [
+        stars + a.arg for stars, a in (("*", arguments.vararg), ("**", arguments.kwarg)) if a
+    ]
+    return (*(a.arg for a in named), *starred)
 
 
 def speculation_problem() -> str | None:
