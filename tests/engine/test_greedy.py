@@ -18,13 +18,15 @@ QUESTIONS = (
     "Translate 'good morning, my friend' into French, Spanish and Italian.",
 )
 TOKENS = 300
+PENALTIES = {"repetition_penalty": 1.3, "presence_penalty": 0.5}
+FEWER = 100  # where the machinery is under test rather than long texts
 
 
-def answers(llm: Any, **parameters: Any) -> list[list[int]]:
+def answers(llm: Any, tokens: int = TOKENS, **parameters: Any) -> list[list[int]]:
     from vllm import SamplingParams
 
     chats = [[{"role": "user", "content": q}] for q in QUESTIONS]
-    sampling = SamplingParams(temperature=0, max_tokens=TOKENS, ignore_eos=True, **parameters)
+    sampling = SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True, **parameters)
     outputs = llm.chat(chats, sampling, use_tqdm=False)
     return [list(o.outputs[0].token_ids) for o in outputs]
 
@@ -34,7 +36,7 @@ def plain(smollm2: Path) -> dict[str, list[list[int]]]:
     with engine(smollm2, max_model_len=1024) as llm:
         return {
             "greedy": answers(llm),
-            "penalised": answers(llm, repetition_penalty=1.3, presence_penalty=0.5),
+            "penalised": answers(llm, FEWER, **PENALTIES),
         }
 
 
@@ -45,7 +47,7 @@ def test_stand_equals_plain_greedy(smollm2: Path, plain: dict[str, list[list[int
         assert seen["num_accepted_tokens"] > 0.2 * len(QUESTIONS) * TOKENS
         # vLLM's counters: every emitted token beyond one a step was an accepted draft
         assert seen["num_accepted_tokens"] == sum(seen["num_accepted_tokens_per_pos"])
-        assert answers(llm, repetition_penalty=1.3, presence_penalty=0.5) == plain["penalised"]
+        assert answers(llm, FEWER, **PENALTIES) == plain["penalised"]
         sizes = adapter_sizes(llm)
         assert sizes["pending"] <= sizes["started"] <= len(QUESTIONS)
 
@@ -60,11 +62,11 @@ def test_preempted_and_chunked_requests_equal_plain_greedy(
         draft_length=8,
         max_model_len=1024,
         block_size=32,
-        num_gpu_blocks_override=45,
+        num_gpu_blocks_override=33,
         max_num_batched_tokens=32,
         enable_prefix_caching=False,
     ) as llm:
-        assert answers(llm) == plain["greedy"]
+        assert answers(llm, FEWER) == [text[:FEWER] for text in plain["greedy"]]
         preempted = [m.value for m in llm.get_metrics() if m.name == "vllm:num_preemptions"]
         assert sum(preempted) > 0
 
@@ -73,5 +75,5 @@ def test_prompt_lookup_equals_plain_greedy(
     smollm2: Path, plain: dict[str, list[list[int]]]
 ) -> None:
     with engine(smollm2, proposer=LOOKUP, draft_length=8, max_model_len=1024) as llm:
-        assert answers(llm) == plain["greedy"]
+        assert answers(llm, FEWER) == [text[:FEWER] for text in plain["greedy"]]
         assert counters(llm)["num_accepted_tokens"] > 0
