@@ -37,7 +37,7 @@ SAMPLE = Hook(
     ("self", "logits", "spec_decode_metadata"),
     "the one place where logits, request ids and drafts meet: target rows go to the table, "
     "and drafts are verified with the sparse laws they were drawn from",
-    "vLLM RFC for custom proposers has no channel for draft laws or target rows",
+    "none known",
     "custom_class proposers may return draft laws and receive target rows",
     replaced=True,
 )
