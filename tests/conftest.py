@@ -1,4 +1,4 @@
-"""Settings of every test: no deadline for properties, since a busy machine is not a wrong result."""
+"""Settings of every test: no deadline for properties: a busy machine is not a wrong result."""
 
 from hypothesis import settings
 
