@@ -54,6 +54,12 @@ def point_masses(tokens: NDArray[np.int32]) -> Chain:
     return Chain(tokens, tokens[:, None], np.ones((tokens.shape[0], 1)), has_bonus=True)
 
 
+def _before_fillers(scheduled: NDArray[np.int32]) -> NDArray[np.int32]:
+    """The scheduled drafts up to vLLM's first placeholder (-1), which nobody drew."""
+    fillers = np.flatnonzero(scheduled < 0)
+    return scheduled[: fillers[0]] if fillers.size else scheduled
+
+
 NO_DRAFTS = Chain(np.zeros(0, np.int32), _NO_IDS, _NO_LAW, has_bonus=True)
 
 
@@ -175,7 +181,7 @@ class V1Adapter:
                 index=i,
                 text_length=int(batch.num_tokens_no_spec[i]),
                 first_row=first_row,
-                scheduled=scheduled[first_draft : first_draft + n],
+                scheduled=_before_fillers(scheduled[first_draft : first_draft + n]),
                 key=self.noise_keys[request_id],
                 discarded=bool(discarded[i]),
                 chain=NO_DRAFTS,
@@ -189,9 +195,6 @@ class V1Adapter:
 
     def _chain(self, request_id: str, request: Request) -> Chain:
         tokens = request.scheduled
-        fillers = np.flatnonzero(tokens < 0)
-        if fillers.size:  # placeholders were never drawn: the chain ends before them
-            tokens = tokens[: fillers[0]]
         pending = self.pending.pop(request_id, None)
         if pending is not None and pending.text_length == request.text_length:
             chain = pending.chain(tokens)
@@ -229,9 +232,7 @@ class V1Adapter:
             start = max(0, r.text_length - self.order)
             tail = batch.token_ids_cpu[r.index, start : r.text_length]
             n = r.scheduled.shape[0]
-            if n and r.scheduled.min() < 0:
-                n = int(np.argmin(r.scheduled))
-            texts += [tail, r.scheduled[:n]]
+            texts += [tail, r.scheduled]
             first = at + tail.shape[0]
             begins += [at] * (n + 1)
             ends += range(first, first + n + 1)

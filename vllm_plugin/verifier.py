@@ -45,6 +45,8 @@ class Chain:
 class Request:
     """One request's part of a step: rows ``first_row .. first_row + len(scheduled)`` of the logits.
 
+    ``scheduled`` are the drafts that the engine evaluated, up to its first placeholder.
+
     ``key`` is 0 without a seed. ``discarded`` marks an unfinished prompt, whose token vLLM drops.
     """
 
