@@ -17,8 +17,9 @@ PROPOSERS = ("vllm_plugin.Stand", "vllm_plugin.PromptLookup")
 
 def install() -> None:
     """Check engine arguments that name one of our proposers before vLLM acts on them."""
-    if hooks.problem(hooks.CREATE_CONFIG) is None:
-        hooks.install(hooks.CREATE_CONFIG, _guarded)
+    for hook, replacement in ((hooks.CREATE_CONFIG, _guarded), (hooks.MODEL_PATH, _keeping_paths)):
+        if hooks.problem(hook) is None:
+            hooks.install(hook, replacement)
 
 
 def check_workers(tensor_parallel: int, pipeline_parallel: int) -> None:
@@ -117,6 +118,18 @@ def _guarded(original: Any) -> Any:
         return original(self, *args, **kwargs)
 
     return create_engine_config
+
+
+def _keeping_paths(original: Any) -> Any:
+    """A path is no repository name: one that does not exist is left for the checks that follow."""
+
+    @functools.wraps(original)
+    def get_model_path(model: Any, revision: Any = None) -> Any:
+        if _looks_like_a_path(str(model)):
+            return model
+        return original(model, revision)
+
+    return get_model_path
 
 
 def _is_vllm_command() -> bool:

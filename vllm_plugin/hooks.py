@@ -49,6 +49,15 @@ CREATE_CONFIG = Hook(
     "vLLM lets a plugin validate its part of additional_config",
     replaced=True,
 )
+MODEL_PATH = Hook(
+    "vllm.engine.arg_utils:get_model_path",
+    ("model", "revision"),
+    "with HF_HUB_OFFLINE, EngineArgs asks the hub's cache for whatever is no folder, before "
+    "create_engine_config; a path that does not exist ends there as a malformed repository name",
+    "none known",
+    "vLLM leaves paths to ModelConfig, offline too",
+    replaced=True,
+)
 EXPAND = Hook(
     "vllm.v1.sample.rejection_sampler:expand_batch_to_tokens",
     ("x", "cu_num_tokens", "num_tokens", "replace_from", "replace_to"),
@@ -132,7 +141,7 @@ RELIED_ON = (
         replaced=False,
     ),
 )
-SPECULATION = (SAMPLE, CREATE_CONFIG, *RELIED_ON)
+SPECULATION = (SAMPLE, CREATE_CONFIG, MODEL_PATH, *RELIED_ON)
 
 
 def vllm_version() -> str | None:
@@ -174,15 +183,25 @@ def _source(module: str) -> ast.Module | None:
 
 
 def _definition(module: ast.Module, qualified: str) -> ast.AST | None:
-    node: ast.AST = module
+    """The definition behind a name, in the module itself or where the module imports it from."""
+    node: ast.AST | None = module
     for name in qualified.split("."):
-        for child in ast.iter_child_nodes(node):
-            if isinstance(child, ast.FunctionDef | ast.ClassDef) and child.name == name:
-                node = child
-                break
-        else:
+        if node is None:
             return None
+        children = ast.iter_child_nodes(node)
+        node = next((found for child in children if (found := _named(child, name))), None)
     return node
+
+
+def _named(statement: ast.AST, name: str) -> ast.AST | None:
+    if isinstance(statement, ast.FunctionDef | ast.ClassDef):
+        return statement if statement.name == name else None
+    if isinstance(statement, ast.ImportFrom) and statement.module and not statement.level:
+        for alias in statement.names:
+            if (alias.asname or alias.name) == name:
+                origin = _source(statement.module)
+                return None if origin is None else _definition(origin, alias.name)
+    return None
 
 
 def problem(hook: Hook) -> str | None:

@@ -157,6 +157,20 @@ def test_the_check_comes_before_vllms_own(
         engine_args(**arguments).create_engine_config()
 
 
+def test_a_missing_folder_is_named_offline_too(
+    engine_args: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """vLLM then looks for every model in the hub's cache, before it makes any configuration."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(ConfigurationError, match="/no/such/folder does not exist"):
+        engine_args(model="/no/such/folder", speculative_config=OURS).create_engine_config()
+    with pytest.raises(Exception, match="no-such-org/name") as failure:  # a name is still looked up
+        engine_args(model="no-such-org/name", speculative_config=OURS)
+    assert not isinstance(failure.value, ConfigurationError)
+
+
 def test_others_reach_vllms_own_code(engine_args: Any, tmp_path: Path) -> None:
     with pytest.raises(Exception, match=r"config\.json|model type|Invalid repository") as failure:
         engine_args(model=str(tmp_path)).create_engine_config()

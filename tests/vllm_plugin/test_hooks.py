@@ -124,6 +124,21 @@ def test_keyword_only_parameters_and_nested_classes_are_seen(throwaway: ModuleTy
     assert hooks.problem(hook(throwaway, "Engine.step", "self", "count")) is not None
 
 
+def test_an_imported_name_is_followed_to_its_definition(
+    throwaway: ModuleType, tmp_path: Path
+) -> None:
+    importer = f"{throwaway.__name__}_importer"
+    (tmp_path / f"{importer}.py").write_text(f"from {throwaway.__name__} import plain as named\n")
+
+    def found(name: str, *parameters: str) -> str | None:
+        target = f"{importer}:{name}"
+        return hooks.problem(Hook(target, parameters, "test", "none", "never", replaced=True))
+
+    assert found("named", "x") is None
+    assert found("named", "y") is not None
+    assert found("plain", "x") is not None
+
+
 def test_installing_twice_wraps_once(throwaway: ModuleType) -> None:
     def doubled(original: Any) -> Any:
         def step(self: Any, count: int, *, scale: int = 1) -> int:
