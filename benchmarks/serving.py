@@ -18,10 +18,11 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import methods
 import spec_bench
+from arguments import BriefParser, at_least, temperature
 from methods import Method, MethodError
 from provenance import provenance
 from rich.console import Console
@@ -41,36 +42,6 @@ class OutputError(ValueError):
     """A place that the result cannot be written to, in one sentence."""
 
 
-class _Parser(argparse.ArgumentParser):
-    """argparse that answers a mistake with one sentence instead of its usage text."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"serving.py: {message.rstrip('.')}.\n")
-
-
-def _at_least(lowest: int) -> Any:
-    def whole(text: str) -> int:
-        try:
-            value = int(text)
-        except ValueError:
-            value = lowest - 1
-        if value < lowest:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {lowest} up")
-        return value
-
-    return whole
-
-
-def _temperature(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0.0 <= value <= 2.0:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to 2")
-    return value
-
-
 def _object(text: str) -> dict[str, Any]:
     try:
         value = json.loads(text)
@@ -87,14 +58,14 @@ def _names(text: str) -> list[str]:
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    made = _Parser(prog="serving.py", description=(__doc__ or "").splitlines()[0])
+    made = BriefParser(prog="serving.py", description=(__doc__ or "").splitlines()[0])
     add = made.add_argument
-    whole = _at_least(1)
+    whole = at_least(1)
     add("--dataset", type=Path, required=True, help="questions in Spec-Bench's JSON lines")
     add("--limit", type=whole, help="number of questions, spread over the tasks (default: all)")
     add("--categories", type=_names, default=[], help="only these categories or tasks, a,b,c")
     add("--methods", type=_names, default=["none", "stand"], help=",".join(methods.METHODS))
-    add("--temperature", type=_temperature, default=0.7)
+    add("--temperature", type=temperature, default=0.7)
     add("--samples", type=whole, default=1, help="answers to each question, one after another")
     add("--concurrency", type=whole, default=1, help="questions in flight")
     add("--max-tokens", type=whole, default=256)

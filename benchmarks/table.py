@@ -16,10 +16,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import NoReturn
 
 import numpy as np
 import spec_bench
+from arguments import BriefParser, at_least, numbers
 from numpy.typing import NDArray
 from provenance import provenance
 from rich.box import SIMPLE
@@ -55,37 +55,20 @@ class Cost:
     positions_per_draft: float
 
 
-class _Parser(argparse.ArgumentParser):
-    """argparse that answers a mistake with one sentence instead of its usage text."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"table.py: {message.rstrip('.')}.\n")
-
-
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    made = _Parser(prog="table.py", description=(__doc__ or "").splitlines()[0])
+    made = BriefParser(prog="table.py", description=(__doc__ or "").splitlines()[0])
     add = made.add_argument
     add("--order", type=int, default=4, help="longest context, in tokens")
     add("--table-mib", type=int, default=256, help="memory of the table")
     add("--draft-length", type=int, default=8)
-    add("--batches", type=_sizes, default=[1, 8], help="requests a step, a,b,c")
-    add("--steps", type=_size, default=5000, help="measured steps of each batch size")
+    add("--batches", type=numbers, default=[1, 8], help="requests a step, a,b,c")
+    add("--steps", type=at_least(1), default=5000, help="measured steps of each batch size")
     add("--dataset", type=Path, help="text to measure on, in Spec-Bench's JSON lines")
     add("--model", default="smollm2", help="whose tokenizer reads the data set")
     add("--seed", type=int, default=0)
     add("--json", type=Path, metavar="OUT", help="where the result goes")
     return made
-
-
-def _size(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 up")
-    return int(text)
-
-
-def _sizes(text: str) -> list[int]:
-    return [_size(part) for part in text.split(",")]
 
 
 def zipf_stream(length: int, rng: np.random.Generator) -> Text:

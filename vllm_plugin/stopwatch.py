@@ -1,0 +1,110 @@
+"""What a step of ours costs, by part, inside a running engine; off unless a file is asked for.
+
+``SPECPROOF_STOPWATCH=FILE vllm serve ...`` makes the engine process write, every hundred steps, a
+JSON object: for each step in which drafts were verified, the number of requests and of rows, and
+the seconds spent in each part. ``benchmarks/overhead.py`` reads it. Work that vLLM's own sampler
+does for the same rows (float32 logits, penalties, temperature, top-k, top-p, softmax) is the part
+"stock", and "stock in verify" its share inside ``verify``; all else inside ``sample`` and
+``propose`` is ours.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+ENVIRONMENT = "SPECPROOF_STOPWATCH"
+STOCK = "stock"
+_WRITE_EVERY = 100
+
+
+class Stopwatch:
+    """Seconds of the current step by part, and the steps so far."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self.current: dict[str, float] = {}
+        self.steps: list[dict[str, float]] = []
+        self._open: list[str] = []
+
+    def timed(self, part: str, original: Callable[..., Any]) -> Callable[..., Any]:
+        """``original`` with its time added to a part of the current step; "stock" is a leaf."""
+
+        @functools.wraps(original)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            if STOCK in self._open:
+                return original(*args, **kwargs)
+            self._open.append(part)
+            began = time.perf_counter()
+            try:
+                return original(*args, **kwargs)
+            finally:
+                spent = time.perf_counter() - began
+                self.current[part] = self.current.get(part, 0.0) + spent
+                within = self._open[-2] if len(self._open) > 1 else None
+                if part == STOCK and within is not None:
+                    key = f"{STOCK} in {within}"
+                    self.current[key] = self.current.get(key, 0.0) + spent
+                self._open.pop()
+
+        return call
+
+    def step(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        """``V1Adapter.sample``: the step begins here and ends with the next ``propose``."""
+        timed = self.timed("sample", original)
+
+        @functools.wraps(original)
+        def call(adapter: Any, runner: Any, logits: Any, metadata: Any, stock: Any) -> Any:
+            self.current = {}
+            result = timed(adapter, runner, logits, metadata, stock)
+            if metadata is not None:
+                self.current |= {"requests": runner.input_batch.num_reqs, "rows": logits.shape[0]}
+            return result
+
+        return call
+
+    def end(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        """``V1Adapter.propose``: the step is complete; steps without drafts are not kept."""
+        timed = self.timed("propose", original)
+
+        @functools.wraps(original)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            result = timed(*args, **kwargs)
+            if "rows" in self.current:
+                self.steps.append(self.current)
+                if len(self.steps) % _WRITE_EVERY == 0:
+                    self.file.write_text(json.dumps({"steps": self.steps}))
+            self.current = {}
+            return result
+
+        return call
+
+
+def install_if_asked() -> None:
+    """Start measuring this process if the environment names a file; once."""
+    from vllm_plugin.adapter_v1 import V1Adapter
+    from vllm_plugin.verifier import Verifier
+
+    file = os.environ.get(ENVIRONMENT)
+    if not file or hasattr(V1Adapter.sample, "__wrapped__"):
+        return
+    watch = Stopwatch(Path(file))
+    parts: tuple[tuple[str, type[Any], str], ...] = (
+        ("bookkeeping", V1Adapter, "_requests"),
+        ("learn", V1Adapter, "_learn"),
+        ("verify", Verifier, "verify"),
+        (STOCK, Verifier, "_process"),
+        (STOCK, torch.Tensor, "float"),
+        (STOCK, torch.Tensor, "softmax"),
+    )
+    for part, owner, name in parts:
+        setattr(owner, name, watch.timed(part, getattr(owner, name)))
+    V1Adapter.sample = watch.step(V1Adapter.sample)  # type: ignore[method-assign]
+    V1Adapter.propose = watch.end(V1Adapter.propose)  # type: ignore[method-assign]
