@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from numba import njit
 
+from proposers.acceptance import expected_acceptance
 from proposers.batch import DraftRequests, Drafts, Ints, VerifiedRows
 from proposers.noise import exponential, row_key
 from proposers.table import ENTRIES, StandTable, context_keys, longest_match
@@ -89,6 +90,7 @@ def _draft(
     top_p: Any,
     noise_keys: Any,
     uniforms: Any,
+    min_survival: Any,
     out_tokens: Any,
     out_lengths: Any,
     law_ids: Any,
@@ -100,10 +102,17 @@ def _draft(
     for b in range(rows.shape[0]):
         tail = min(order, lengths[b])
         text[:tail] = tokens[rows[b], lengths[b] - tail : lengths[b]]
+        survival = 1.0
         for i in range(min(steps, budgets[b])):
             longest = context_keys(text, 0, tail + i, order, keys)
-            slot, _ = longest_match(table, keys, longest)
+            slot, matched = longest_match(table, keys, longest)
             if slot < 0:
+                break
+            # Judged before the token is drawn, from the prefix: lossless (trap 1).
+            survival *= expected_acceptance(
+                matched, table.counts[slot], table.probabilities[slot, 0]
+            )
+            if survival < min_survival:
                 break
             n = reshape_law(
                 table.ids[slot], table.probabilities[slot], temperatures[b], top_k[b], top_p[b],
@@ -126,7 +135,8 @@ class StandDrafter:
 
     At each depth the longest known context of at most ``table.order`` tokens gives the mean law of
     the target; it is re-tempered and cut for the request, one token is drawn from it, appended, and
-    the next depth follows. No known context ends the draft. The laws are those of the table at the
+    the next depth follows. No known context ends the draft, and so does a small chance that its
+    next token would count (:mod:`proposers.acceptance`). The laws are those of the table at the
     moment of drafting, copied, so later updates cannot change them (ALGORITHMS.md 5, trap 2).
 
     Parameters
@@ -139,23 +149,35 @@ class StandDrafter:
         Seed of the draft noise of requests without a seed of their own.
     prompt_visits
         Whether prompts enter the table, each token a one-hot visit of its contexts.
+    min_survival
+        A chain ends before the token that it is expected to reach and have accepted with less than
+        this probability, in [0, 1); 0 drafts as long as contexts are known.
 
     Raises
     ------
     ValueError
-        If ``draft_length`` is below 1.
+        If ``draft_length`` is below 1 or ``min_survival`` outside its range.
     """
 
     wants_rows = True
 
     def __init__(
-        self, table: StandTable, *, draft_length: int, seed: int = 0, prompt_visits: bool = True
+        self,
+        table: StandTable,
+        *,
+        draft_length: int,
+        seed: int = 0,
+        prompt_visits: bool = True,
+        min_survival: float = 0.0,
     ) -> None:
         if draft_length < 1:
             raise ValueError(f"draft_length is {draft_length}; it must be 1 or more")
+        if not 0 <= min_survival < 1:
+            raise ValueError(f"min_survival is {min_survival}; it must lie in [0, 1)")
         self.table = table
         self.draft_length = draft_length
         self.prompt_visits = prompt_visits
+        self.min_survival = float(min_survival)
         self._rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, 0x57A4D])))
 
     def start(self, prompt: Ints) -> None:
@@ -179,7 +201,7 @@ class StandDrafter:
         _draft(
             self.table.arrays, self.table.order, requests.tokens, requests.rows, requests.lengths,
             requests.budgets, requests.temperatures, requests.top_k, requests.top_p,
-            requests.noise_keys, self._rng.random((batch, steps)),
+            requests.noise_keys, self._rng.random((batch, steps)), self.min_survival,
             drafts.tokens, drafts.lengths, drafts.law_ids, drafts.law_probabilities,
         )  # fmt: skip
         return drafts

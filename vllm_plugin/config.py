@@ -36,6 +36,9 @@ class Options(BaseModel):
         None, description="upper bound on a context's count, so that old text fades"
     )
     prompt_visits: bool = Field(True, description="whether prompts enter the STAND table")
+    min_survival: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.05, description="a STAND chain ends where its next token is less likely to be reached"
+    )
     longest_match: Annotated[int, Field(ge=1, le=64)] = Field(
         4, description="longest suffix that PromptLookup matches, in tokens"
     )

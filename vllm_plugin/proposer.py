@@ -71,7 +71,11 @@ class Stand(Proposer):
             count_cap=cap,
         )
         return StandDrafter(
-            table, draft_length=draft_length, seed=seed, prompt_visits=options.prompt_visits
+            table,
+            draft_length=draft_length,
+            seed=seed,
+            prompt_visits=options.prompt_visits,
+            min_survival=options.min_survival,
         )
 
 

@@ -69,7 +69,7 @@ def llm(model: Path, rule: str) -> Iterator[Any]:
         model,
         proposer=STAND,
         draft_length=3,
-        options={"rule": rule, "order": 1, "table_mib": 1},
+        options={"rule": rule, "order": 1, "table_mib": 1, "min_survival": 0.03},
         max_num_seqs=256,
         max_model_len=64,
         skip_tokenizer_init=True,

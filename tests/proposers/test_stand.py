@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from proposers import ENTRIES, DraftRequests, Drafts, StandDrafter, StandTable, VerifiedRows
+from proposers.acceptance import expected_acceptance
 from proposers.noise import request_key
 from theory.equivalence import joint_counts, plan_fit
 
@@ -286,3 +287,67 @@ def test_a_low_temperature_law_approaches_the_argmax() -> None:
     cold = drafter.draft(requests([[5, 1, 2]], temperature=0.001))
     assert greedy.tokens.tolist() == cold.tokens.tolist()
     assert math.isclose(cold.law_probabilities[0, 0, 0], 1, rel_tol=1e-6)
+
+
+def stops_by_prefix(drafts: Drafts) -> bool:
+    """Whether the same drafted prefix always goes on, or always ends: one text, many draws."""
+    goes_on: dict[tuple[int, ...], bool] = {}
+    for tokens, length in zip(drafts.tokens.tolist(), drafts.lengths.tolist(), strict=True):
+        for n in range(min(length + 1, K)):
+            if goes_on.setdefault(tuple(tokens[:n]), n < length) != (n < length):
+                return False
+    return True
+
+
+def test_a_chain_ends_by_its_prefix_never_by_the_token_it_would_drop() -> None:
+    """Trap 1. With the same noise, a chain that ends early is a prefix of the whole one."""
+    table = taught(np.random.default_rng(5))
+    many = requests([[1, 2, 3]] * 4000)
+    whole = StandDrafter(table, draft_length=K, seed=3).draft(many)
+    assert set(whole.lengths.tolist()) == {K}
+    cut = StandDrafter(table, draft_length=K, seed=3, min_survival=0.06).draft(many)
+    assert len(set(cut.lengths.tolist())) > 1
+    for b, n in enumerate(cut.lengths.tolist()):
+        np.testing.assert_array_equal(cut.tokens[b, :n], whole.tokens[b, :n])
+    assert stops_by_prefix(cut)
+    # Negative control: ending before a token that q thought improbable.
+    drawn = (whole.law_ids == whole.tokens[:, :, None]) * whole.law_probabilities
+    rare = drawn.sum(-1) < 0.1
+    lengths = np.where(rare.any(1), rare.argmax(1), K)
+    assert not stops_by_prefix(replace(whole, lengths=lengths))
+
+
+def test_a_chain_ends_where_its_expected_survival_falls_below_the_bound() -> None:
+    table = taught(np.random.default_rng(6))
+    text = [4, 5, 6]
+    for bound in (0.0, 0.02, 0.1, 0.3, 0.9):
+        drafter = StandDrafter(table, draft_length=K, min_survival=bound)
+        drafts = drafter.draft(requests([text], temperature=0.0))
+        tokens, survival, expected = list(text), 1.0, 0
+        for token in (
+            StandDrafter(table, draft_length=K).draft(requests([text], temperature=0.0)).tokens[0]
+        ):
+            found = table.look_up(np.array(tokens, np.int32))
+            assert found is not None
+            survival *= expected_acceptance(found[3], found[2], float(found[1][0]))
+            if survival < bound:
+                break
+            expected += 1
+            tokens.append(int(token))
+        assert drafts.lengths.tolist() == [expected]
+
+
+@given(st.integers(1, 8), st.floats(0, 50), st.floats(0, 1))
+def test_expected_acceptance_is_a_probability_and_grows_with_certainty(
+    order: int, count: float, top: float
+) -> None:
+    value = expected_acceptance(order, count, top)
+    assert 0 < value < 1
+    assert expected_acceptance(order, count, 1.0) >= value
+    assert expected_acceptance(min(order + 1, 8), count, top) >= value
+
+
+@pytest.mark.parametrize("bound", [-0.1, 1.0, float("nan")])
+def test_a_survival_bound_out_of_range(bound: float) -> None:
+    with pytest.raises(ValueError, match="min_survival"):
+        StandDrafter(StandTable(budget_bytes=2**20), draft_length=1, min_survival=bound)
