@@ -132,6 +132,7 @@ def test_marginal_rule_with_a_measured_step_time_curve():
     rate = solution.tokens_per_cost
     survival = np.cumprod(profile)
     marginal = survival > rate * np.diff(times)
+    assert refusal_threshold(problem, 1 / rate) == pytest.approx(1 - rate * np.diff(times))
     length, fixed = best_fixed_length(problem)
     assert length == marginal.sum()
     assert np.all(np.diff(marginal.astype(int)) <= 0)
