@@ -24,6 +24,7 @@ from rich.table import Table
 
 from theory import acceptance_rate, optimal_acceptance, transport_plan
 from theory.candidates import set_law
+from theory.laws import row_blocks
 
 VOCABULARY, K = 152_064, 4
 LIMITS = {"iid optimum": 2.5, "without replacement": 150.0, "K-SEQ acceptance": 3.0}
@@ -94,13 +95,19 @@ def against_argsort(repeats: int) -> list[dict]:
 
 
 def batch(rows: int, vocabulary: int) -> list[dict]:
-    """One call for all rows, a loop of calls, and sorting alone, which bounds both from below."""
+    """One call for all rows, a loop of calls, and the two floors under both.
+
+    Sorting p/q of every row is what the textbook O(V log V) needs; where a loop of our calls takes
+    less than 5 such sorts, no batch that sorts can be 5 times faster than the loop. Ours does not
+    sort whole rows: its own floor is to check, renormalise and divide them.
+    """
     p, q = vectors("dirichlet", (rows, vocabulary))
     seconds = interleaved(
         {
             "together": lambda: optimal_acceptance(p, q, K),
             "loop": lambda: [optimal_acceptance(a, b, K) for a, b in zip(p, q, strict=True)],
             "sorting": lambda: [np.argsort(a / b) for a, b in zip(p, q, strict=True)],
+            "reading": lambda: [a / b for _, a, b in row_blocks(p, q)[1]],
         },
         3,
     )
@@ -112,20 +119,26 @@ def batch(rows: int, vocabulary: int) -> list[dict]:
             "ratio": loop / together,
             "of": "loop / one call",
             "limit": ">= 5, or bound by sorting",
-            # bound by sorting: no slower than sorting these rows, which is what a call used to do
-            "met": loop / together >= 5 or together <= sorting,
+            # bound by sorting: a batch of sorts alone would miss 5, and ours is faster than that
+            "met": loop / together >= 5 or (loop / sorting < 5 and together <= sorting),
         },
         {
             "what": "the same, a loop of calls",
             "ms": loop * 1e3,
-            "ratio": loop / sorting,
-            "of": "sorting p/q",
+            "ratio": loop / together,
+            "of": "one call",
         },
         {
-            "what": "a loop of argsort(p/q) alone",
+            "what": "nothing but argsort(p/q) of each row",
             "ms": sorting * 1e3,
-            "ratio": sorting / together,
-            "of": "one call",
+            "ratio": loop / sorting,
+            "of": "loop / these sorts",
+        },
+        {
+            "what": "nothing but checking and dividing each row",
+            "ms": seconds["reading"] * 1e3,
+            "ratio": loop / seconds["reading"],
+            "of": "loop / these passes",
         },
     ]
 

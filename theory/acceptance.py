@@ -15,7 +15,7 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import ArrayLike
 
-from theory.laws import Floats, as_pair, check_candidates, top_tokens
+from theory.laws import LIFT, Floats, as_pair, check_candidates, top_tokens
 from theory.optimum import optimal_acceptance
 from theory.recursive import refusal_without_replacement, without_replacement_law
 from theory.transport import emitted_by_plan
@@ -160,13 +160,14 @@ def _coupled(p: Floats, q: Floats, k: int) -> float:
     """sum_i 1/sum_j max(p_j/p_i, q_j/q_i): j's p counts where p_j/q_j >= p_i/q_i, else its q."""
     some = (p > 0) | (q > 0)
     p, q = p[some], q[some]
-    ratio = np.divide(p, q, out=np.full(p.shape, np.inf), where=q > 0)
+    ratio = np.divide(p, LIFT * q, out=np.full(p.shape, np.inf), where=q > 0)  # only its order
     order = np.argsort(ratio)
     p, q = p[order], q[order]
     above = np.cumsum(p[::-1])[::-1]
     below = np.cumsum(q) - q
     both = (p > 0) & (q > 0)
-    return float(np.sum(1 / (above[both] / p[both] + below[both] / q[both])))
+    with np.errstate(over="ignore"):
+        return float(np.sum(1 / (above[both] / p[both] + below[both] / q[both])))
 
 
 def _log1m(q: Floats) -> Floats:

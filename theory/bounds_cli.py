@@ -34,11 +34,14 @@ def bounds(
     quantiles. Monte Carlo values (rrs_without_replacement on wide q) carry their standard error.
     """
     from theory.acceptance import RULES, Rule
+    from theory.figures import check_picture
     from theory.optimum import Drafts
     from theory.report import bounds as report
 
     try:
-        counts = [_integer(text) for text in k.split(",")]
+        if plot is not None:
+            check_picture(plot)
+        counts = list(dict.fromkeys(_integer(text) for text in k.split(",")))
         schemes = _names(drafts, get_args(Drafts), "--drafts")
         chosen = _names(rules, RULES, "--rules")
         floor, table = report(
@@ -65,17 +68,13 @@ def bounds(
 
 def draw(path: Path, floor: Spread, table: list[Bound]) -> None:
     """Acceptance against k: the optima above, the rules, and 1 - TV as the floor."""
-    try:
-        import matplotlib
-    except ImportError:
-        typer.echo("specproof: --plot needs matplotlib: pip install matplotlib", err=True)
-        raise typer.Exit(1) from None
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from theory.figures import load_pyplot, save_picture
 
+    pyplot = load_pyplot()
     figure, axes = pyplot.subplots(figsize=(9, 5), layout="constrained")
     colours = dict(zip(("iid", "without_replacement", "top_plus_one"), ("C0", "C1", "C2")))  # noqa: B905
     styles = ("--", "-.", ":", (0, (5, 1)), (0, (1, 1)))
+    markers = "sv^Dx"
     for drafts in dict.fromkeys(line.drafts for line in table):
         names = dict.fromkeys(line.rule for line in table if line.drafts == drafts)
         for number, rule in enumerate(names):
@@ -86,14 +85,15 @@ def draw(path: Path, floor: Spread, table: list[Bound]) -> None:
                 color=colours[drafts],
                 linewidth=2.5 if rule is None else 1.2,
                 linestyle="-" if rule is None else styles[(number - 1) % len(styles)],
-                marker="o" if rule is None else ".",
+                marker="o" if rule is None else markers[(number - 1) % len(markers)],
+                markerfacecolor=colours[drafts] if rule is None else "none",
                 label=f"optimum, {drafts}" if rule is None else rule,
             )
     axes.axhline(floor.mean, color="grey", linestyle=":", label="1 - TV")
     axes.set(xlabel="candidates k", ylabel="acceptance (mean over rows)")
     axes.set_xticks(sorted({line.k for line in table}))
     axes.legend(fontsize="small", loc="center left", bbox_to_anchor=(1.0, 0.5))
-    figure.savefig(path, dpi=150)
+    save_picture(figure, path)
     pyplot.close(figure)
 
 
@@ -123,7 +123,8 @@ def _print(floor: Spread, table: list[Bound], plot: Path | None) -> None:
 
     rows = max(line.rows for line in table)
     view = Table(
-        title=f"{rows} rows, 1 - TV = {floor.mean:.4f}; bold: the optimum for these drafts",
+        title=f"{rows} row{'s' if rows > 1 else ''}, 1 - TV = {floor.mean:.4f}; "
+        "bold: the optimum for these drafts",
         box=SIMPLE_HEAD,
         padding=(0, 0, 0, 1),
         pad_edge=False,
@@ -166,10 +167,10 @@ def _names(text: str, allowed: tuple[str, ...], option: str) -> list[str]:
     for name in names:
         if name not in allowed:
             raise ValueError(f"{option} must be all or some of {', '.join(allowed)}; got {name!r}")
-    return names
+    return list(dict.fromkeys(names))
 
 
 def _integer(text: str) -> int:
-    if not text.strip().isdigit() or int(text) < 1:
+    if not (text.strip().isascii() and text.strip().isdigit()) or int(text) < 1:
         raise ValueError(f"--k must be numbers of at least 1, separated by commas; got {text!r}")
     return int(text)

@@ -52,7 +52,7 @@ def tuple_law(q: Sequence[Number], k: int, drafts: Drafts) -> dict[tuple[int, ..
         for token in drawn[1:]:
             # the masses that are left are summed, not subtracted: no cancellation for tiny ones
             whole = sum(q[i] for i in left) if drafts == "without_replacement" else 1
-            chance = chance * q[token] / whole
+            chance = chance * (q[token] / whole)  # in this order: denormal masses survive
             left = [i for i in left if i != token]
         law[drawn] = chance
     return law

@@ -11,15 +11,28 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 SUM_TOLERANCE = 1e-6
+LIFT = 2.0**70
+"""Times this, the smallest positive float has a finite inverse; products with 2^n are exact."""
+
+
+def as_floats(values: ArrayLike) -> Floats:
+    """`values` as float64; raises ValueError for complex numbers, whose imaginary part would go."""
+    if np.iscomplexobj(values):
+        raise ValueError("got complex numbers")
+    return np.asarray(values, dtype=np.float64)
 
 
 def as_law(values: ArrayLike, name: str) -> Floats:
     """Return `values` as float64 laws over the last axis, renormalised.
 
     Shape (..., V), V >= 1. Sums within 1e-6 of 1 are renormalised: float32 softmax outputs pass.
-    Raises ValueError for NaN or infinite entries, negative entries and other sums.
+    Raises ValueError for what are no real numbers, NaN or infinite entries, negative entries and
+    other sums.
     """
-    law = np.asarray(values, dtype=np.float64)
+    try:
+        law = as_floats(values)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name} must hold real numbers in equal rows; {error}") from error
     if law.ndim == 0 or law.shape[-1] == 0:
         raise ValueError(f"{name} must have shape (..., V) with V >= 1; got shape {law.shape}")
     total = law.sum(axis=-1, keepdims=True)
@@ -89,7 +102,11 @@ def row_blocks(
     Each block is checked and renormalised when it is reached, so that a large batch is read once
     and temporaries stay in cache. Errors as in `as_pair`.
     """
-    given_p, given_q = np.asarray(p), np.asarray(q)
+    try:
+        given_p, given_q = np.asarray(p), np.asarray(q)
+    except ValueError:  # rows of unequal length
+        as_pair(p, q)  # says what is wrong
+        raise
     if given_p.ndim == 0 or given_q.ndim == 0 or given_p.shape[-1] == 0:
         as_pair(given_p, given_q)  # says what is wrong
     shape = _common_shape(given_p.shape, given_q.shape)

@@ -9,7 +9,7 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from theory.laws import Floats, check_candidates, row_blocks, top_tokens
+from theory.laws import LIFT, Floats, check_candidates, row_blocks, top_tokens
 from theory.race import prefix_probabilities
 
 Drafts = Literal["iid", "without_replacement", "top_plus_one"]
@@ -115,7 +115,7 @@ def _within(mass: Floats, first: NDArray[np.intp], before: Floats) -> Floats:
 
 
 def _without_replacement(p: Floats, q: Floats, k: int) -> tuple[Floats, NDArray[np.bool_]]:
-    order = np.argsort(_ratio(p, q), axis=-1)
+    order = np.argsort(_ratio(p, q * LIFT), axis=-1)  # lifted: no two ratios are both infinite
     inside_p = np.cumsum(np.take_along_axis(p, order, axis=-1), axis=-1)
     all_inside = np.zeros(p.shape)
     for row, law, ranks in zip(all_inside, q, order, strict=True):

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from theory.laws import Floats
+from theory.laws import LIFT, Floats
 
 ERROR_BOUND = 1e-9
 """Largest error of `prefix_probabilities`, checked against enumeration and a refined rule."""
@@ -21,6 +21,7 @@ _CERTAIN = 37.0  # 1 - e^-37 is 1 in float64
 _POLYNOMIAL_LIMIT = 14  # above this k the elementary symmetric sums could overflow
 
 
+@np.errstate(over="ignore")  # what is infinitely late has arrived, or has weight exp(-inf) = 0
 def prefix_probabilities(q: Floats, k: int, *, step: float | None = None) -> Floats:
     """Q(H_m) = P(k draws without replacement from q all lie in the first m tokens), m = 1..V.
 
@@ -32,14 +33,16 @@ def prefix_probabilities(q: Floats, k: int, *, step: float | None = None) -> Flo
     if step is None:
         step = 0.3 if k <= 4 else 0.2
     low = 1e-12 ** (1 / (k + 1))  # the bracket is below t^k: what is cut off on the left is < 1e-12
-    nodes = np.exp(np.arange(np.log(low), np.log(_horizon(q, k)) + step, step))
+    lifted = q * LIFT  # and times divided by it: the draws depend on the ratios of q only
+    last = np.log(_horizon(lifted, k))
+    nodes = np.exp(np.arange(np.log(low / LIFT), last + step, step))
     outside = np.concatenate([np.cumsum(q[::-1])[-2::-1], [0.0]])
     inside = np.prod([i / (outside + i) for i in range(1, k + 1)], axis=0)
-    tail = -np.expm1(-nodes)
+    tail = -np.expm1(-nodes * LIFT)
     reference = (tail**k)[:, None]
     weights = (step * nodes)[:, None]
-    for block, short in _fewer_than(q, k, nodes):
-        c = outside[block]
+    for block, short in _fewer_than(lifted, k, nodes):
+        c = LIFT * outside[block]
         inside[block] += c * np.sum(
             weights * np.exp(-nodes[:, None] * c) * (1 - short - reference), axis=0
         )
@@ -105,7 +108,7 @@ def _horizon(q: Floats, k: int) -> float:
     The bracket in `prefix_probabilities` times e^(-ct) is at most P(fewer than k of all tokens).
     """
     heavy = np.partition(q, max(q.size - 64, 0))[-64:]
-    horizon = 64.0
+    horizon = 64.0 / LIFT
     while _short(heavy, k, horizon) > 1e-13 and _short(q, k, horizon) > 1e-13:
         horizon *= 2.0  # the heavy tokens alone give a cheap upper bound
     return horizon

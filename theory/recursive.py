@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from theory.laws import Floats, Ints, as_pair, check_candidates
+from theory.laws import LIFT, Floats, Ints, as_pair, check_candidates
 
 MAX_SEQUENCES = 4_000_000
 """Largest number of refused sequences that are enumerated (support^(k-1))."""
@@ -29,6 +29,7 @@ def refusal_without_replacement(p: Floats, q: Floats, k: int) -> float:
             f"{support.size}^{k - 1} sequences, above {MAX_SEQUENCES}: cut q to its most probable "
             "tokens, use a smaller k, or theory.estimate_without_replacement"
         )
+    q = q * LIFT  # and lambda divided by it
     excess = _Excess(p, q)
     p, q = p[support], q[support]
     weight, scale, left = np.ones(1), np.zeros(1), np.ones(1)  # probability, lambda, Z(lambda)
@@ -39,7 +40,9 @@ def refusal_without_replacement(p: Floats, q: Floats, k: int) -> float:
         if step == k - 1:
             return float(np.sum(weight * after / left))
         # P(x drawn and refused) = (c q(x) - r(x))+ for x not refused before
-        refuse = np.maximum(grown[:, None] * q - p, 0.0) - np.maximum(scale[:, None] * q - p, 0.0)
+        with np.errstate(over="ignore", invalid="ignore"):  # at tokens refused before
+            refuse = np.maximum(grown[:, None] * q - p, 0.0)
+            refuse -= np.maximum(scale[:, None] * q - p, 0.0)
         refuse /= left[:, None]
         for column in range(step):
             refuse[np.arange(weight.size), taken[:, column]] = 0.0
@@ -92,10 +95,13 @@ def estimate_without_replacement(
     candidate is integrated exactly. For laws of shape (V,) whose exact sum is too long.
     """
     p, q = as_pair(p, q)
+    if samples < 2:
+        raise ValueError(f"samples must be at least 2, for a standard error; got {samples}")
     if p.ndim != 1:
         raise ValueError(f"one pair of laws of shape (V,) is needed; got shape {p.shape}")
     check_candidates(k, q)
     rng = np.random.default_rng(seed)
+    q = q * LIFT  # as in `refusal_without_replacement`
     excess = _Excess(p, q)
     p, q = p[q > 0], q[q > 0]
     weight, scale, left = np.ones(samples), np.zeros(samples), np.ones(samples)

@@ -11,7 +11,7 @@ T(n) the time of a forward that verifies n drafts, d the cost of drafting one, c
 discarded one (SpecDec++, arXiv 2405.19715: T(n) = c2, d = 0). By renewal-reward the best policy
 minimises E[cost]/E[tokens]; its value is lambda, the cost of a token, and 1/lambda are tokens/s.
 
-Threshold theorem (docs/theory.md, statement 9). For every n and class there is a survival below
+Threshold theorem (docs/theory.md, statement 13). For every n and class there is a survival below
 which it is optimal to stop. Whatever the chain: it is optimal to stop once P(some draft is refused)
 = 1 - s_n >= lambda/(c1 + lambda); and lambda <= T(0).
 """
@@ -34,7 +34,10 @@ MAX_STATES = 2_000_000
 @dataclass(frozen=True)
 class DraftLengthProblem:
     """acceptance (Z,) in [0, 1]; initial (Z,) and transition (Z, Z) laws of the class chain;
-    step_times (K+1,): cost of verifying 0..K drafts, K the longest draft; costs in one unit."""
+    step_times (K+1,): cost of verifying 0..K drafts, K the longest draft; costs in one unit.
+
+    Arrays or lists; laws within 1e-6 are renormalised. Raises ValueError for anything else.
+    """
 
     acceptance: Floats
     initial: Floats
@@ -44,17 +47,24 @@ class DraftLengthProblem:
     discard_cost: float = 0.0
 
     def __post_init__(self) -> None:
-        classes = self.acceptance.shape[0]
-        if self.acceptance.ndim != 1 or not np.all((self.acceptance >= 0) & (self.acceptance <= 1)):
-            raise ValueError(f"acceptance must be numbers in [0, 1]; got {self.acceptance}")
+        for name in ("acceptance", "initial", "transition", "step_times"):
+            object.__setattr__(self, name, np.asarray(getattr(self, name), dtype=np.float64))
+        chances, times = self.acceptance, self.step_times
+        if chances.ndim != 1 or not chances.size or not np.all((chances >= 0) & (chances <= 1)):
+            raise ValueError(f"acceptance must be one or more numbers in [0, 1]; got {chances}")
+        classes = chances.size
         if self.initial.shape != (classes,) or self.transition.shape != (classes, classes):
-            raise ValueError(f"initial and transition must have {classes} classes")
-        as_law(self.initial, "initial"), as_law(self.transition, "transition")
-        times = self.step_times
-        if times.ndim != 1 or times.size < 1 or not np.all(np.isfinite(times)) or times.min() <= 0:
+            raise ValueError(
+                f"initial and transition must have {classes} classes, as acceptance has; got "
+                f"shapes {self.initial.shape} and {self.transition.shape}"
+            )
+        for name in ("initial", "transition"):
+            object.__setattr__(self, name, as_law(getattr(self, name), name))
+        if times.ndim != 1 or times.size < 1 or not np.all((times > 0) & (times < np.inf)):
             raise ValueError(f"step_times must be positive numbers for 0..K drafts; got {times}")
-        if not (0 <= self.draft_cost < np.inf and 0 <= self.discard_cost < np.inf):
-            raise ValueError("draft_cost and discard_cost must be finite and at least 0")
+        for name in ("draft_cost", "discard_cost"):
+            if not 0 <= getattr(self, name) < np.inf:
+                raise ValueError(f"{name} must be finite and at least 0; got {getattr(self, name)}")
 
     @property
     def longest(self) -> int:
@@ -76,8 +86,13 @@ def profile_problem(
     length of the profile. Raises ValueError otherwise, and for entries outside [0, 1].
     """
     profile = np.atleast_1d(np.asarray(acceptance, dtype=np.float64))
+    if profile.ndim != 1 or not profile.size:
+        raise ValueError(f"acceptance must be one or more numbers in [0, 1]; got {acceptance!r}")
     if (verify_cost is None) == (step_times is None):
-        raise ValueError("give either verify_cost or step_times")
+        given = "neither" if verify_cost is None else "both"
+        raise ValueError(f"give either verify_cost or step_times; got {given}")
+    if verify_cost is not None and not 0 < verify_cost < np.inf:
+        raise ValueError(f"verify_cost must be finite and positive; got {verify_cost}")
     times = np.full(profile.size + 1, verify_cost, dtype=np.float64)
     if step_times is not None:
         times = np.asarray(step_times, dtype=np.float64)

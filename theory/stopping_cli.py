@@ -19,7 +19,8 @@ def stopping(
     ],
     draft_cost: Annotated[float, typer.Option(help="Cost of drafting a token.")] = 0.0,
     verify_cost: Annotated[
-        float | None, typer.Option(help="Cost of a target forward, whatever it verifies.")
+        float | None,
+        typer.Option(help="Cost of a target forward, whatever it verifies; 1 if nothing is given."),
     ] = None,
     discard_cost: Annotated[float, typer.Option(help="Price of a discarded draft.")] = 0.0,
     step_times: Annotated[
@@ -33,6 +34,7 @@ def stopping(
 
     Costs share one unit; with seconds, the rate is tokens/s. Give --verify-cost or --step-times.
     """
+    from theory.figures import check_picture
     from theory.inputs import read_step_times
     from theory.stopping import (
         best_fixed_length,
@@ -44,7 +46,9 @@ def stopping(
     )
 
     try:
-        profile = [float(text) for text in acceptance.split(",")]
+        if plot is not None:
+            check_picture(plot)
+        profile = [_number(text) for text in acceptance.split(",")]
         times = None if step_times is None else read_step_times(step_times)[: len(profile) + 1]
         if verify_cost is None and times is None:
             verify_cost = 1.0
@@ -83,21 +87,16 @@ def stopping(
 
 def draw(path: Path, rates: list[float], best: int) -> None:
     """Tokens per unit of cost against draft length, the optimum marked."""
-    try:
-        import matplotlib
-    except ImportError:
-        typer.echo("specproof: --plot needs matplotlib: pip install matplotlib", err=True)
-        raise typer.Exit(1) from None
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from theory.figures import load_pyplot, save_picture
 
+    pyplot = load_pyplot()
     figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
     axes.plot(range(len(rates)), rates, marker=".")
     axes.plot([best], [rates[best]], marker="o", color="C3", label=f"optimum: {best}")
     axes.axhline(rates[0], color="grey", linestyle=":", label="no speculation")
     axes.set(xlabel="draft length K", ylabel="tokens per unit of cost")
     axes.legend()
-    figure.savefig(path, dpi=150)
+    save_picture(figure, path)
     pyplot.close(figure)
 
 
@@ -127,3 +126,12 @@ def _print(
         f"draft {best} tokens: {rates[best]:.4f} tokens per unit of cost, "
         f"{rates[best] / rates[0]:.3f} times no speculation"
     )
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError(
+            f"--acceptance must be numbers in [0, 1], separated by commas; got {text!r}"
+        ) from None

@@ -1,5 +1,8 @@
 """Every rule: acceptance in closed form, at most its optimum; emitted token distributed as p."""
 
+from fractions import Fraction
+from itertools import product
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -109,6 +112,43 @@ def test_equal_laws_are_always_accepted(rule):
     p = np.array([0.0, 0.2, 0.3, 0.5])
     expected = 1.0 if rule != "match" else np.sum(p * (1 - (1 - p) ** 3))
     assert acceptance_rate(p, p, 3, rule=rule) == pytest.approx(expected, abs=1e-9)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("tiny", [1e-310, 5e-324])
+def test_masses_down_to_the_smallest_float(tiny):
+    """Ratios of denormal masses decide what the last candidate is; 1/mass overflows."""
+    laws = [
+        ([0.5, 0.5], [1, tiny]),
+        ([0.2, 0.5, 0.3], [1, tiny, 3 * tiny]),
+        ([0.2, tiny, 0.8], [tiny, 0.5, 0.5]),
+        ([tiny, 1, 0], [0, 1, tiny]),
+    ]
+    for p, q in laws:
+        exactly = [tuple(Fraction(x) / sum(map(Fraction, law)) for x in law) for law in (p, q)]
+        for k, rule in product((1, 2, 3), RULES):
+            if not allowed(rule, q, k):
+                continue
+            truth = float(exact.acceptance_rate(*exactly, k, rule=rule))
+            slack = 2**-11 if rule == "kseq" else 2e-9
+            assert acceptance_rate(p, q, k, rule=rule) == pytest.approx(truth, abs=slack)
+            assert np.abs(output_law(p, q, k, rule=rule) - p).max() < 1e-12
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_a_vocabulary_of_one_token(rule):
+    assert acceptance_rate([1.0], [1.0], 1, rule=rule) == 1
+    assert output_law([1.0], [1.0], 1, rule=rule).tolist() == [1.0]
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_float32_laws_are_the_renormalised_float64_ones(rule):
+    rng = np.random.default_rng(0)
+    p, q = rng.dirichlet(np.ones(50), size=2).astype(np.float32)
+    assert p.astype(np.float64).sum() != 1
+    wide = [law.astype(np.float64) / law.astype(np.float64).sum() for law in (p, q)]
+    rate = acceptance_rate(*wide, 2, rule=rule)
+    assert acceptance_rate(p, q, 2, rule=rule) == pytest.approx(float(rate), abs=1e-12)
 
 
 def test_means_over_120_small_instances_are_ordered():

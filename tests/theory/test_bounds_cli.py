@@ -51,6 +51,15 @@ def test_table_and_plot(files, tmp_path):
     assert all(len(line) <= 80 for line in result.stdout.splitlines()[:-1])
 
 
+def test_what_is_asked_twice_is_answered_once(files):
+    words = ["--k", "2,2", "--drafts", "iid,iid", "--rules", "kseq,kseq", "--json"]
+    lines = json.loads(run.invoke(app, [*files, *words]).stdout)["bounds"]
+    assert [(line["k"], line["rule"], line["rows"]) for line in lines] == [
+        (2, None, 1),
+        (2, "kseq", 1),
+    ]
+
+
 def test_selection(files):
     result = run.invoke(app, [*files, "--drafts", "iid", "--rules", "kseq,top_plus_one", "--json"])
     lines = json.loads(result.stdout)["bounds"]
@@ -113,6 +122,13 @@ def test_a_plot_without_matplotlib_says_what_to_install(files, tmp_path, monkeyp
         (["P"], "give --p and --q, or --trace"),
         (["P", "Q", "--k", "0"], "--k must be numbers"),
         (["P", "Q", "--k", "two"], "--k must be numbers"),
+        (["P", "Q", "--k", "²"], "--k must be numbers"),
+        (["P", "Q", "--k", "1,,2"], "--k must be numbers"),
+        (["P", "Q", "--rules", ""], "--rules must be all or some of token"),
+        (["P", "Q", "--plot", "/nowhere/x.png"], "a folder that exists; got '/nowhere/x.png'"),
+        (["P", "Q", "--plot", "x.xyz"], "--plot must end in .png, .pdf, .svg; got 'x.xyz'"),
+        (["P", "--q", "/nowhere.npy"], "No such file"),
+        (["P", "--q", "/etc/hostname"], "must end in .npy"),
         (["P", "Q", "--drafts", "tree"], "--drafts must be all or some of iid"),
         (["P", "Q", "--rules", "best"], "--rules must be all or some of token"),
         (["P", "Q", "--drafts", "top_plus_one", "--k", "50"], "use drafts 'iid'"),

@@ -54,6 +54,10 @@ def test_trace_round_trip(tmp_path):
         (["HEAD", "{"], "line 2"),
         (["HEAD", json.dumps({"p": [[0], [1.0]]})], "line 2"),
         (["HEAD", json.dumps({"p": [[3], [1.0]], "q": [[0], [1.0]]})], "0..2"),
+        (["HEAD", json.dumps({"p": [[0, 1], [0.5]], "q": [[0], [1.0]]})], "2 tokens and 1 prob"),
+        (["HEAD", json.dumps({"p": [[0.5], [1.0]], "q": [[0], [1.0]]})], "integers in 0..2"),
+        (["HEAD", json.dumps({"p": [[0], ["x"]], "q": [[0], [1.0]]})], "line 2"),
+        (['{"format": "specproof-trace/1", "vocabulary": 1e999}'], "must begin with"),
         (["HEAD", json.dumps({"p": [[0], [0.5]], "q": [[0], [1.0]]})], "p sums"),
     ],
 )
@@ -63,6 +67,52 @@ def test_bad_traces_name_the_line(tmp_path, lines, sentence):
     path.write_text("\n".join(head if line == "HEAD" else line for line in lines))
     with pytest.raises(ValueError, match=sentence):
         list(read_trace(path))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "sentence"),
+    [
+        ("empty.npy", b"", "cannot be read"),
+        ("text.npy", b"hello", "cannot be read"),
+        ("zip.npz", b"PK\x03\x04 broken", "cannot be read"),
+        ("words.csv", b"a,b", "cannot be read"),
+        ("ragged.csv", b"0.5,0.5\n1\n", "cannot be read"),
+        ("empty.csv", b"", "holds no numbers"),
+    ],
+)
+def test_files_that_are_no_laws_are_refused_by_name(tmp_path, recwarn, name, content, sentence):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=f"{name} {sentence}"):
+        read_laws(tmp_path / name, "p")
+    assert not recwarn.list
+
+
+def test_complex_and_object_arrays_are_refused(tmp_path):
+    np.save(tmp_path / "complex.npy", np.array([0.5 + 1j, 0.5 - 1j]))
+    np.save(tmp_path / "object.npy", np.array([{}], dtype=object), allow_pickle=True)
+    for name in ("complex.npy", "object.npy"):
+        with pytest.raises(ValueError, match=f"{name} cannot be read"):
+            read_laws(tmp_path / name, "p")
+
+
+@pytest.mark.parametrize(
+    ("lines", "sentence"),
+    [
+        ("", "positive times"),
+        ("0,1\ninf,2", "whole numbers up to"),
+        ("0,1\nnan,2", "whole numbers up to"),
+        ("0,1\n1e18,2", "whole numbers up to"),
+        ("0,1\n0,2", "whole numbers up to"),
+        ("0,1\n1.5,2", "whole numbers up to"),
+        ("0,1\n2,nan", "positive times"),
+        ("1,2,3\n1,2,3", "positive times"),
+        ("fast", "cannot be read"),
+    ],
+)
+def test_bad_step_times_are_refused(tmp_path, lines, sentence):
+    (tmp_path / "t.csv").write_text(lines)
+    with pytest.raises(ValueError, match=sentence):
+        read_step_times(tmp_path / "t.csv")
 
 
 def test_step_times(tmp_path):

@@ -114,6 +114,14 @@ def test_binned_rows_are_the_sorted_rows(pair, k, seed):
         assert attained == pytest.approx(binned[0][0], abs=1e-12)
 
 
+def test_the_best_prefix_may_end_inside_a_bin():
+    """Tokens 1 and 2 share a bin (16 bins of width 1/8 of p/q); taking token 1 alone is best."""
+    p, q = np.array([0.05, 0.05, 0.056, 0.844]), np.array([0.48, 0.05, 0.05, 0.42])
+    value, members = optimum._iid_row(p, q, 2)
+    assert value == pytest.approx(1 + 0.1 - 0.53**2, abs=1e-12)
+    assert members.tolist() == [True, True, False, False]
+
+
 def _binned(p, q, k):
     value, witness = optimum._iid_row(p[0], q[0], k)
     return np.array([value]), witness[None]

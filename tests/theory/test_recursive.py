@@ -44,8 +44,18 @@ def test_too_many_sequences_are_refused_with_the_way_out():
         acceptance_rate(p, p, 4, rule="rrs_without_replacement")
     with pytest.raises(ValueError, match="smaller k"):
         output_law(p, p, 3, rule="rrs_without_replacement")
+    with pytest.raises(ValueError, match="at least 2"):
+        estimate_without_replacement(p, p, 2, samples=1)
     with pytest.raises(ValueError, match=r"shape \(V,\)"):
         estimate_without_replacement(np.ones((2, 1)), np.ones((2, 1)), 1)
+
+
+def test_the_estimate_takes_the_smallest_float():
+    value, error = estimate_without_replacement([0.2, 0.5, 0.3], [1, 5e-324, 15e-324], 2)
+    truth = acceptance_rate(
+        [0.2, 0.5, 0.3], [1, 5e-324, 15e-324], 2, rule="rrs_without_replacement"
+    )
+    assert value == pytest.approx(float(truth), abs=5 * error + 1e-12)
 
 
 def test_a_draft_law_that_is_nearly_a_point_mass():

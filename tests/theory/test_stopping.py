@@ -132,6 +132,7 @@ def test_marginal_rule_with_a_measured_step_time_curve():
     rate = solution.tokens_per_cost
     survival = np.cumprod(profile)
     marginal = survival > rate * np.diff(times)
+    assert refusal_threshold(problem, 1 / rate) == pytest.approx(1 - rate * np.diff(times))
     length, fixed = best_fixed_length(problem)
     assert length == marginal.sum()
     assert np.all(np.diff(marginal.astype(int)) <= 0)
@@ -184,6 +185,13 @@ def test_adaptive_lengths_gain_where_classes_differ():
     assert gain > 1.05
 
 
+def test_lists_are_taken_and_laws_renormalised():
+    problem = DraftLengthProblem([0.9, 0.4], [0.5, 0.5 + 9e-7], [[0.8, 0.2], [0.3, 0.7]], [1, 1.1])
+    assert problem.initial.sum() == pytest.approx(1, abs=1e-15)
+    with pytest.raises(ValueError, match="initial sums to 1 within"):
+        DraftLengthProblem([0.9, 0.4], [0.5, 0.6], np.eye(2), [1, 1.1])
+
+
 def test_simulated_steps_agree_with_the_evaluation():
     problem = DraftLengthProblem(
         np.array([0.9, 0.4]),
@@ -216,6 +224,10 @@ def test_simulated_steps_agree_with_the_evaluation():
     [
         (lambda: profile_problem([0.5]), "either verify_cost or step_times"),
         (lambda: profile_problem([0.5], verify_cost=1, step_times=[1, 1]), "either"),
+        (lambda: profile_problem([], verify_cost=1), r"one or more numbers in \[0, 1\]"),
+        (lambda: profile_problem([[0.5]], verify_cost=1), r"one or more numbers in \[0, 1\]"),
+        (lambda: profile_problem([0.5], verify_cost=float("nan")), "verify_cost must be"),
+        (lambda: profile_problem([0.5], verify_cost=1, draft_cost=-1), "draft_cost must.*got -1"),
         (lambda: profile_problem([1.5], verify_cost=1), r"\[0, 1\]"),
         (lambda: profile_problem([float("nan")], verify_cost=1), r"\[0, 1\]"),
         (lambda: profile_problem([0.5], verify_cost=0.0), "positive"),

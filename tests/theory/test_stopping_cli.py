@@ -38,7 +38,13 @@ def test_table_marks_the_optimum(tmp_path):
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["--acceptance", "0.8,high"], "could not convert"),
+        (["--acceptance", "0.8,high"], "numbers in [0, 1], separated by commas; got 'high'"),
+        (["--acceptance", ""], "numbers in [0, 1], separated by commas; got ''"),
+        (["--acceptance", "nan"], "numbers in [0, 1]"),
+        (["--acceptance", "0.8", "--draft-cost", "-1"], "draft_cost must be finite and at least 0"),
+        (["--acceptance", "0.8", "--discard-cost", "nan"], "discard_cost must be finite"),
+        (["--acceptance", "0.8", "--plot", "/nowhere/x.png"], "a folder that exists"),
+        (["--acceptance", "0.8", "--plot", "x.xyz"], "--plot must end in"),
         (["--acceptance", "0.8,1.8"], "numbers in [0, 1]"),
         (["--acceptance", "0.8", "--verify-cost", "-1"], "positive"),
         (["--acceptance", "0.8", "--step-times", "/nowhere.csv"], "/nowhere.csv"),
