@@ -30,6 +30,7 @@ class Hook:
     upstream: str
     remove_when: str
     replaced: bool  # whether the plugin puts its own object there
+    bound_in: str | None = None  # the module that imported the target, whose name is replaced
 
 
 SAMPLE = Hook(
@@ -47,6 +48,24 @@ CREATE_CONFIG = Hook(
     "bad settings are refused with one sentence before a model is loaded",
     "none",
     "vLLM lets a plugin validate its part of additional_config",
+    replaced=True,
+)
+BUILD_PROCESSORS = Hook(
+    "vllm.v1.sample.logits_processor:build_logitsprocs",
+    ("vllm_config", "device", "is_pin_memory", "is_pooling_model", "custom_logitsprocs"),
+    "under speculation vLLM leaves out logit_bias and min_p and refuses custom logits processors; "
+    "ours applies them to every row, or serves without drafts",
+    "vllm/v1/sample/logits_processor/__init__.py:STR_SPEC_DEC_REJECTS_LOGITSPROCS",
+    "vLLM builds every logits processor under speculation",
+    replaced=True,
+    bound_in="vllm.v1.worker.gpu_model_runner",
+)
+VALIDATE = Hook(
+    "vllm.sampling_params:SamplingParams._validate_spec_decode",
+    ("self", "speculative_config"),
+    "vLLM refuses requests with min_p or logit_bias under any speculation",
+    "vllm/sampling_params.py: 'not yet supported with speculative decoding'",
+    "vLLM takes them under speculation",
     replaced=True,
 )
 EXPAND = Hook(
@@ -76,33 +95,48 @@ RELIED_ON = (
         replaced=False,
     ),
     Hook(
-        "vllm.v1.sample.rejection_sampler:RejectionSampler.apply_logits_processors",
-        ("self", "logits", "sampling_metadata", "metadata"),
-        "penalties, bad words, allowed ids and minimum lengths of drafted rows stay vLLM's own",
-        "none",
-        "never",
-        replaced=False,
-    ),
-    Hook(
-        "vllm.v1.sample.rejection_sampler:RejectionSampler._get_logprobs_tensors",
-        (
-            "self",
-            "max_num_logprobs",
-            "metadata",
-            "logits",
-            "target_logits",
-            "bonus_logits",
-            "sampled_token_ids",
-        ),
-        "logprobs of emitted tokens stay vLLM's own",
-        "none",
-        "never",
-        replaced=False,
-    ),
-    Hook(
         "vllm.v1.sample.sampler:Sampler.apply_logits_processors",
         ("self", "logits", "sampling_metadata", "predict_bonus_token"),
-        "penalties and the like of the rows after the last draft stay vLLM's own",
+        "penalties, biases, bad words, allowed ids, minimum lengths of every row stay vLLM's own",
+        "none",
+        "never",
+        replaced=False,
+    ),
+    Hook(
+        "vllm.v1.sample.sampler:Sampler.apply_temperature",
+        ("logits", "temp", "all_random"),
+        "the temperature of every row is applied as vLLM applies it",
+        "none",
+        "never",
+        replaced=False,
+    ),
+    Hook(
+        "vllm.v1.sample.sampler:Sampler.gather_logprobs",
+        ("logprobs", "num_logprobs", "token_ids"),
+        "logprobs and ranks of emitted tokens stay vLLM's own",
+        "none",
+        "never",
+        replaced=False,
+    ),
+    *(
+        Hook(
+            f"vllm.v1.sample.logits_processor.builtin:{name}.update_state",
+            ("self", "batch_update"),
+            "a drafted row enters it as a request of its own",
+            "none",
+            "never",
+            replaced=False,
+        )
+        for name in (
+            "MinTokensLogitsProcessor",
+            "LogitBiasLogitsProcessor",
+            "MinPLogitsProcessor",
+        )
+    ),
+    Hook(
+        "vllm.v1.sample.thinking_budget_state:ThinkingBudgetStateHolder.update_state",
+        ("self", "output_token_ids", "spec_token_ids", "repeat_indices"),
+        "thinking budgets are applied to the first row of a request, as without speculation",
         "none",
         "never",
         replaced=False,
@@ -132,7 +166,7 @@ RELIED_ON = (
         replaced=False,
     ),
 )
-SPECULATION = (SAMPLE, CREATE_CONFIG, *RELIED_ON)
+SPECULATION = (SAMPLE, CREATE_CONFIG, BUILD_PROCESSORS, VALIDATE, *RELIED_ON)
 
 
 def vllm_version() -> str | None:
@@ -168,6 +202,7 @@ def _source(module: str) -> ast.Module | None:
         return None
     roots = spec.submodule_search_locations or []
     files = [Path(root, *path).with_suffix(".py") for root in roots if path]
+    files += [Path(root, *path, "__init__.py") for root in roots if path]
     if spec.origin is not None and not path:
         files.append(Path(spec.origin))
     return next((ast.parse(f.read_text()) for f in files if f.is_file()), None)
@@ -226,7 +261,7 @@ def speculation_problem() -> str | None:
 def install(hook: Hook, make: Callable[[Any], Any]) -> None:
     """Replace a target by ``make(original)``; a second call changes nothing."""
     module, qualified = hook.target.split(":")
-    owner: Any = importlib.import_module(module)
+    owner: Any = importlib.import_module(hook.bound_in or module)
     *path, name = qualified.split(".")
     for part in path:
         owner = getattr(owner, part)
