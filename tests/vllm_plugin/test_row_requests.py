@@ -78,7 +78,7 @@ def batch(
     runner = SimpleNamespace(
         device=torch.device("cpu"),
         input_batch=SimpleNamespace(req_ids=ids, req_output_token_ids=outputs),
-        requests={k: SimpleNamespace(sampling_params=p) for k, p in zip(ids, parameters)},
+        requests={k: SimpleNamespace(sampling_params=p) for k, p in zip(ids, parameters, strict=True)},
     )
     return runner, metadata
 
@@ -115,9 +115,8 @@ def test_each_row_is_a_plain_step_of_its_own(fillers: int) -> None:
             expected = shaped(logits[at : at + 1].clone(), alone)
             assert torch.equal(ours[at : at + 1], expected), (i, j)
     assert rows.top_k is not None
-    assert rows.top_k.tolist() == [
-        k for i, n in enumerate(counts) for k in [PARAMETERS[i].top_k or V] * n
-    ]
+    owners = np.repeat(np.arange(len(counts)), counts)
+    assert rows.top_k.tolist() == [PARAMETERS[i].top_k or V for i in owners]
 
 
 def test_other_processors_see_the_first_row_of_each_request() -> None:
