@@ -93,7 +93,10 @@ class V1Adapter:
         logits = logits.float()
         requests = self._requests(metadata)
         self._learn(logits, requests)
-        if metadata is None and all(r.chain is NO_DRAFTS for r in requests):
+        # In vLLM's plain step one request's logprob_token_ids would take the place of the others'.
+        own_logprobs = bool(runner.input_batch.sampling_metadata.logprob_token_ids)
+        undrafted = metadata is None and all(r.chain is NO_DRAFTS for r in requests)
+        if undrafted and not own_logprobs:
             with self._verifier.keyed(requests):
                 return stock(runner, logits, metadata)
         return self._verifier.verify(requests, metadata, logits)

@@ -78,7 +78,10 @@ def batch(
     runner = SimpleNamespace(
         device=torch.device("cpu"),
         input_batch=SimpleNamespace(req_ids=ids, req_output_token_ids=outputs),
-        requests={k: SimpleNamespace(sampling_params=p) for k, p in zip(ids, parameters, strict=True)},
+        requests={
+            name: SimpleNamespace(sampling_params=p)
+            for name, p in zip(ids, parameters, strict=True)
+        },
     )
     return runner, metadata
 
