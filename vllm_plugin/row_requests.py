@@ -54,7 +54,8 @@ def rows_as_requests(
     holder = sampling.thinking_budget_state_holder
     if holder is not None and holder.has_tracked_requests():
         holder = HeadRowsBudget(holder, heads, sampling.output_token_ids)
-    past = not sampling.no_penalties or bool(sampling.bad_words_token_ids)
+    penalties = not sampling.no_penalties
+    past = penalties or bool(sampling.bad_words_token_ids)
     return dataclasses.replace(
         sampling,
         temperature=_of_rows(sampling.temperature, owner),
@@ -62,9 +63,9 @@ def rows_as_requests(
         top_k=_of_rows(sampling.top_k, owner),
         generators={},
         prompt_token_ids=_of_rows(sampling.prompt_token_ids, owner),
-        frequency_penalties=sampling.frequency_penalties[owner],
-        presence_penalties=sampling.presence_penalties[owner],
-        repetition_penalties=sampling.repetition_penalties[owner],
+        frequency_penalties=_of_rows(sampling.frequency_penalties, owner, penalties),
+        presence_penalties=_of_rows(sampling.presence_penalties, owner, penalties),
+        repetition_penalties=_of_rows(sampling.repetition_penalties, owner, penalties),
         output_token_ids=[texts.of(i, j) for i, j in texts.rows()] if past else [],
         allowed_token_ids_mask=_of_rows(sampling.allowed_token_ids_mask, owner),
         bad_words_token_ids={
@@ -78,8 +79,8 @@ def rows_as_requests(
     )
 
 
-def _of_rows(of_requests: Tensor | None, owner: Tensor) -> Tensor | None:
-    return None if of_requests is None else of_requests[owner]
+def _of_rows(of_requests: Any, owner: Tensor, used: bool = True) -> Any:
+    return of_requests[owner] if used and of_requests is not None else of_requests
 
 
 class _Texts:
