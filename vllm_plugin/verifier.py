@@ -107,7 +107,8 @@ class Verifier(RejectionSampler):
 
         The stages of ``vllm.v1.sample.sampler.Sampler.sample`` in its order.
         """
-        rows = rows_as_requests(self.runner, requests, metadata.num_draft_tokens, sampling)
+        counts = [n + 1 for n in metadata.num_draft_tokens]
+        rows = rows_as_requests(self.runner, requests, counts, sampling)
         logits = self.sampler.apply_logits_processors(logits, rows, False)
         best = None if rows.all_random else self.sampler.greedy_sample(logits)
         if rows.all_greedy:
