@@ -38,6 +38,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "bias": {"logit_bias": {"28": 2.0}, "min_p": 0.1, "presence_penalty": 0.4},
     "stop": {"stop": ["people", "city"], "logprobs": True, "top_logprobs": 2},
 }
+COMPACT = {"backend": "xgrammar", "disable_any_whitespace": True}
 UNDRAFTED = {"vllm_xargs": {"force_every": 0}}
 
 
@@ -50,7 +51,10 @@ def server(smollm2: Path) -> Iterator[ServerProcess]:
             speculative_config=plugin_speculation(4),
             max_model_len=512,
             dtype="float32",
-            extra=("--logits-processors", "tests.engine.processors:ByRequest"),
+            extra=(
+                *("--logits-processors", "tests.engine.processors:ByRequest"),
+                *("--structured-outputs-config", json.dumps(COMPACT)),
+            ),
         )
         with vllm_server(options) as running:
             yield running
