@@ -63,4 +63,5 @@ def _attributable(processor: LogitsProcessor) -> bool:
 
 def count(reason: str) -> None:
     """Count one request that is served without drafts."""
-    metrics.count("requests_without_drafts", reason, f"without drafts: {REASONS[reason]}")
+    message = f"requests are served without drafts by {reason}: {REASONS[reason]}"
+    metrics.count("requests_without_drafts", reason, message)
