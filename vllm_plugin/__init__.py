@@ -16,10 +16,11 @@ __all__ = ["PromptLookup", "Stand", "__version__", "register"]
 
 def register() -> None:
     """Prepare this process: preload, start-up checks and fixes of vLLM faults; safe to repeat."""
-    from vllm_plugin import cpu_repair, guard, openmp
+    from vllm_plugin import cpu_repair, guard, let_through, openmp
 
     openmp.preload_for_children()
     guard.install()
+    let_through.install_in_frontend()
     cpu_repair.install_on_cpu()
 
 

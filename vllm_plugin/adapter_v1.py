@@ -17,9 +17,10 @@ from torch import Tensor
 
 from proposers import Drafter, DraftRequests, Drafts, VerifiedRows
 from proposers.noise import request_key
-from vllm_plugin import hooks
+from vllm_plugin import hooks, without_drafts
 from vllm_plugin.top_entries import top_entries
 from vllm_plugin.verifier import Chain, Request, Verifier
+from vllm_plugin.without_drafts import WithoutDrafts
 
 _NO_IDS = np.zeros((0, 1), np.int32)
 _NO_LAW = np.zeros((0, 1), np.float64)
@@ -60,7 +61,8 @@ def _before_fillers(scheduled: NDArray[np.int32]) -> NDArray[np.int32]:
     return scheduled[: fillers[0]] if fillers.size else scheduled
 
 
-NO_DRAFTS = Chain(np.zeros(0, np.int32), _NO_IDS, _NO_LAW, has_bonus=True)
+_NO_TOKENS = np.zeros(0, np.int32)
+NO_DRAFTS = Chain(_NO_TOKENS, _NO_IDS, _NO_LAW, has_bonus=True)
 
 
 class V1Adapter:
@@ -79,17 +81,22 @@ class V1Adapter:
         self.noise_keys: dict[str, int] = {}
         self._runner: Any = None
         self._verifier: Verifier | None = None
+        self._without: WithoutDrafts | None = None
 
     def sample(self, runner: Any, logits: Tensor, metadata: Any, stock: Any) -> Any:
         """One step's tokens: learn from its rows, then verify, or sample as vLLM does."""
         if self._runner is not runner:
             self._runner = runner
             self._verifier = Verifier(runner, self.rule)
+            self._without = WithoutDrafts(runner)
         assert self._verifier is not None
         logits = logits.float()
         requests = self._requests(metadata)
         self._learn(logits, requests)
-        if metadata is None and all(r.chain is NO_DRAFTS for r in requests):
+        # In vLLM's plain step one request's logprob_token_ids would take the place of the others'.
+        own_logprobs = bool(runner.input_batch.sampling_metadata.logprob_token_ids)
+        undrafted = metadata is None and all(r.chain is NO_DRAFTS for r in requests)
+        if undrafted and not own_logprobs:
             with self._verifier.keyed(requests):
                 return stock(runner, logits, metadata)
         return self._verifier.verify(requests, metadata, logits)
@@ -108,7 +115,7 @@ class V1Adapter:
             if not new:
                 continue
             budget = self._budget(requests[batch.req_ids[i]], int(lengths[i]))
-            if budget > 0:
+            if budget > 0 and self._reason(i) is None:
                 rows.append(i)
                 budgets.append(budget)
         proposed: list[list[int]] = [[] for _ in sampled]
@@ -175,13 +182,15 @@ class V1Adapter:
         for i in range(count):
             n = drafted[i]
             request_id = batch.req_ids[i]
-            if request_id not in self.started:
-                self._admit(request_id)
+            if request_id not in self.noise_keys:
+                self._admit(i)
+            drafts = scheduled[first_draft : first_draft + n]
             request = Request(
                 index=i,
                 text_length=int(batch.num_tokens_no_spec[i]),
                 first_row=first_row,
-                scheduled=_before_fillers(scheduled[first_draft : first_draft + n]),
+                # Without drafts, even vLLM's own fillers are left alone, whatever they are.
+                scheduled=_NO_TOKENS if self._reason(i) else _before_fillers(drafts),
                 key=self.noise_keys[request_id],
                 discarded=bool(discarded[i]),
                 chain=NO_DRAFTS,
@@ -202,10 +211,20 @@ class V1Adapter:
                 return chain
         return point_masses(tokens) if tokens.shape[0] else NO_DRAFTS
 
-    def _admit(self, request_id: str) -> None:
+    def _admit(self, index: int) -> None:
+        request_id = self._runner.input_batch.req_ids[index]
         parameters = self._runner.requests[request_id].sampling_params
         seed = None if parameters is None else parameters.seed
         self.noise_keys[request_id] = 0 if seed is None else request_key(seed)
+        reason = self._reason(index)
+        if reason is not None:
+            without_drafts.count(reason)
+
+    def _reason(self, index: int) -> str | None:
+        """Why the request at this place of the batch goes without drafts; None if it does not."""
+        assert self._without is not None
+        request_id = self._runner.input_batch.req_ids[index]
+        return self._without.reason(index, self._runner.requests[request_id].sampling_params)
 
     def _learn(self, logits: Tensor, requests: list[Request]) -> None:
         """Give the drafter each new prompt and the target law of every row of this step."""
@@ -239,12 +258,14 @@ class V1Adapter:
             rows += range(r.first_row, r.first_row + n + 1)
             at = first + n
         ids, probabilities = top_entries(logits, np.array(rows, np.int64))
+        # A row that is no law (NaN, or nothing left of it) teaches nothing.
+        laws = np.isfinite(probabilities).all(axis=1) & (ids[:, 0] >= 0)
         return VerifiedRows(
             np.concatenate(texts).astype(np.int32, copy=False),
-            np.array(begins, np.int64),
-            np.array(ends, np.int64),
-            ids,
-            probabilities,
+            np.array(begins, np.int64)[laws],
+            np.array(ends, np.int64)[laws],
+            ids[laws],
+            probabilities[laws],
         )
 
     def _forget_finished(self) -> None:

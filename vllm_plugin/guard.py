@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vllm_plugin import hooks
+from vllm_plugin import hooks, metrics
 from vllm_plugin.config import MAX_DRAFT_LENGTH, ConfigurationError, read_options
 
 _SETTINGS = {"method", "model", "num_speculative_tokens"}
@@ -111,6 +111,7 @@ def _guarded(original: Any) -> Any:
             ours = check(self.model, self.speculative_config, self.additional_config)
             if ours:
                 check_workers(self.tensor_parallel_size, self.pipeline_parallel_size)
+                metrics.prepare()
         except ConfigurationError as error:
             if _is_vllm_command():
                 sys.exit(f"specproof: {error}")  # no traceback in front of a person

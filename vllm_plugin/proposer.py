@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from proposers import Drafter, PromptLookupDrafter, StandDrafter, StandTable
-from vllm_plugin import hooks, stopwatch
+from vllm_plugin import hooks, let_through, stopwatch
 from vllm_plugin.adapter_v1 import V1Adapter, install
 from vllm_plugin.config import ConfigurationError, Options, read_options
 from vllm_plugin.warm_up import warm_up
@@ -36,6 +36,7 @@ class Proposer:
             max_model_len=vllm_config.model_config.max_model_len,
         )
         install()
+        let_through.install_in_runner()
         stopwatch.install_if_asked()
 
     def make_drafter(self, options: Options, draft_length: int, seed: int) -> Drafter:

@@ -1,8 +1,8 @@
 """The verifier: from logits and chains of drafts to emitted tokens, the law being vLLM's own.
 
-p is built by vLLM's code (penalties, bad words, grammar mask, temperature, top-k, top-p); the rules
-of :mod:`vllm_plugin.rules` decide. Greedy requests and requests with a seed emit the target's own
-choice at each row, so that neither drafts nor neighbours can change their text.
+p is built by vLLM's code, which takes every row for a request (:mod:`vllm_plugin.row_requests`);
+the rules of :mod:`vllm_plugin.rules` decide. Greedy requests and requests with a seed emit the
+target's own choice at each row, so that neither drafts nor neighbours can change their text.
 """
 
 from __future__ import annotations
@@ -16,14 +16,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from vllm.v1.outputs import SamplerOutput
-from vllm.v1.sample.logits_processor.builtin import MinTokensLogitsProcessor
+from vllm.v1.outputs import LogprobsTensors, SamplerOutput
 from vllm.v1.sample.ops.topk_topp_sampler import apply_top_k_top_p
 from vllm.v1.sample.rejection_sampler import RejectionSampler
 from vllm.v1.spec_decode.metadata import SpecDecodeMetadata
 
 from vllm_plugin import rules, rules_cpu
 from vllm_plugin.keyed_sampler import KeyedTopKTopP, keyed_choice
+from vllm_plugin.row_laws import row_laws
+from vllm_plugin.row_requests import rows_as_requests
 
 RULES = {
     "cpu": {"token": rules_cpu.verify_token, "block": rules_cpu.verify_block},
@@ -69,6 +70,9 @@ class Verifier(RejectionSampler):
         self.rule = RULES["cpu" if on_cpu else "other"][rule]
         if not isinstance(self.sampler.topk_topp_sampler, KeyedTopKTopP):
             self.sampler.topk_topp_sampler = KeyedTopKTopP(self.sampler.topk_topp_sampler)
+        holder = runner.input_batch.thinking_budget_state_holder
+        if holder is not None:
+            holder.in_spec_mode = False  # it is only ever shown one row a request
 
     @contextmanager
     def keyed(self, requests: list[Request]) -> Iterator[None]:
@@ -85,53 +89,77 @@ class Verifier(RejectionSampler):
         sampling = self.runner.input_batch.sampling_metadata
         if metadata is None:
             metadata = _no_drafts(len(requests), logits.device)
-        raw = logits
-        keep_raw = sampling.max_num_logprobs is not None and not self.is_processed_logprobs_mode
-        processed = self._process(raw.clone() if keep_raw else raw, metadata, sampling)
-        emitted = self._emit(requests, processed, sampling, metadata.max_spec_len + 1)
+        wants_logprobs = sampling.max_num_logprobs is not None or sampling.logprob_token_ids
+        keep_raw = wants_logprobs and not self.is_processed_logprobs_mode
+        raw = logits.clone() if keep_raw else logits
+        best, processed = self._process(requests, logits, metadata, sampling)
+        emitted = self._emit(requests, best, processed, sampling, metadata.max_spec_len + 1)
         logprobs = None
-        if sampling.max_num_logprobs is not None:
+        if wants_logprobs:
             rows = processed if self.is_processed_logprobs_mode else raw
-            logprobs = self._get_logprobs_tensors(
-                sampling.max_num_logprobs,
-                metadata,
-                logits,
-                rows[metadata.target_logits_indices],
-                rows[metadata.bonus_logits_indices],
-                emitted,
-            )
+            logprobs = self._logprobs(requests, rows, emitted, sampling)
         return SamplerOutput(sampled_token_ids=emitted, logprobs_tensors=logprobs)
 
-    def _process(self, logits: Tensor, metadata: Any, sampling: Any) -> Tensor:
-        """Logits whose softmax is p, row by row; works in place."""
-        if _has_processors(sampling):
-            targets, bonus = metadata.target_logits_indices, metadata.bonus_logits_indices
-            if targets.numel():
-                logits[targets] = self.apply_logits_processors(logits[targets], sampling, metadata)
-            logits[bonus] = self.sampler.apply_logits_processors(logits[bonus], sampling, True)
-        if sampling.all_greedy:
-            return logits
-        counts = np.asarray(metadata.num_draft_tokens) + 1
-        owner = torch.from_numpy(np.repeat(np.arange(counts.shape[0]), counts)).to(logits.device)
-        temperature = sampling.temperature[owner]
-        if not sampling.all_random:
-            temperature = torch.where(temperature == 0, 1.0, temperature)
-        logits.div_(temperature[:, None])
-        top_k = None if sampling.top_k is None else sampling.top_k[owner]
-        top_p = None if sampling.top_p is None else sampling.top_p[owner]
-        return apply_top_k_top_p(logits, top_k, top_p)
+    def _process(
+        self, requests: list[Request], logits: Tensor, metadata: Any, sampling: Any
+    ) -> tuple[Tensor | None, Tensor]:
+        """Each row's argmax (None if nobody is greedy) and logits whose softmax is p; in place.
+
+        The stages of ``vllm.v1.sample.sampler.Sampler.sample`` in its order.
+        """
+        counts = [n + 1 for n in metadata.num_draft_tokens]
+        rows = rows_as_requests(self.runner, requests, counts, sampling)
+        logits = self.sampler.apply_logits_processors(logits, rows, False)
+        best = None if rows.all_random else self.sampler.greedy_sample(logits)
+        if rows.all_greedy:
+            return best, logits
+        logits = self.sampler.apply_temperature(logits, rows.temperature, rows.all_random)
+        for processor in rows.logitsprocs.argmax_invariant:
+            logits = processor.apply(logits)
+        return best, apply_top_k_top_p(logits, rows.top_k, rows.top_p)
+
+    def _logprobs(
+        self, requests: list[Request], rows: Tensor, emitted: Tensor, sampling: Any
+    ) -> LogprobsTensors:
+        """Log-probabilities of every emitted token and of what its request asked for beside it.
+
+        Row ``i * emitted.shape[1] + j`` of the result belongs to ``emitted[i, j]``; those of tokens
+        that were not emitted are dropped by vLLM. Column 0 is the emitted token, the others the
+        most probable ones, or the request's own ``logprob_token_ids``.
+        """
+        width = emitted.shape[1]
+        places = torch.tensor([r.first_row for r in requests], device=rows.device)[:, None]
+        places = places + torch.arange(width, device=rows.device)
+        values = rows[places.clamp(max=rows.shape[0] - 1).flatten()]
+        if not self.is_logits_logprobs_mode:
+            values = self.sampler.compute_logprobs(values)
+        asked: dict[int, list[int]] = sampling.logprob_token_ids or {}
+        most = max(sampling.max_num_logprobs or 0, *(len(ids) for ids in asked.values()), 0)
+        tokens = emitted.flatten().clamp(min=0).long()
+        tensors = self.sampler.gather_logprobs(values, most, tokens)
+        for i, ids in asked.items():
+            own = slice(i * width, (i + 1) * width)
+            columns = torch.tensor(ids, device=rows.device)
+            tensors.logprob_token_ids[own, 1 : len(ids) + 1] = columns.int()
+            tensors.logprobs[own, 1 : len(ids) + 1] = values[own, columns]
+        return tensors
 
     def _emit(
-        self, requests: list[Request], processed: Tensor, sampling: Any, width: int
+        self,
+        requests: list[Request],
+        best: Tensor | None,
+        processed: Tensor,
+        sampling: Any,
+        width: int,
     ) -> Tensor:
         greedy = _greedy(sampling, len(requests))
         chosen = [r for r in requests if greedy[r.index] or r.key]
         drawn = [r for r in requests if not (greedy[r.index] or r.key)]
         emitted = torch.full((len(requests), width), rules.PLACEHOLDER, dtype=torch.int32)
         emitted = emitted.to(processed.device)
-        p = None if sampling.all_greedy else processed.softmax(dim=-1)
+        p = None if sampling.all_greedy else row_laws(processed)
         if chosen:
-            choices = self._choices(chosen, greedy, processed, p)
+            choices = self._choices(chosen, greedy, best, p)
             tokens = rules.verify_match(choices, _chains(chosen, processed.device))
             _place(emitted, chosen, tokens)
         if drawn:
@@ -147,13 +175,13 @@ class Verifier(RejectionSampler):
         self,
         requests: list[Request],
         greedy: NDArray[np.bool_],
-        processed: Tensor,
+        best: Tensor | None,
         p: Tensor | None,
     ) -> Tensor:
         """The target's own token at each row of a chain, up to the first that is not the draft."""
         steps = max(1, *(r.chain.tokens.shape[0] for r in requests))
         choices = torch.zeros((len(requests), steps + 1), dtype=torch.int64)
-        best = self.sampler.greedy_sample(processed).cpu() if greedy.any() else None
+        best = None if best is None else best.cpu()
         for b, r in enumerate(requests):
             rows = r.scheduled.shape[0] + 1
             if greedy[r.index]:
@@ -166,7 +194,7 @@ class Verifier(RejectionSampler):
                 choices[b, i] = y
                 if i >= r.chain.tokens.shape[0] or y != r.chain.tokens[i]:
                     break
-        return choices.to(processed.device)
+        return choices.to(self.runner.device)
 
 
 def _chains(requests: list[Request], device: torch.device) -> rules.Chains:
@@ -206,22 +234,6 @@ def _greedy(sampling: Any, count: int) -> NDArray[np.bool_]:
     if sampling.all_random:
         return np.zeros(count, np.bool_)
     return np.asarray((sampling.temperature[:count] == 0).cpu().numpy())
-
-
-def _has_processors(sampling: Any) -> bool:
-    holder = sampling.thinking_budget_state_holder
-    return bool(
-        not sampling.no_penalties
-        or sampling.allowed_token_ids_mask is not None
-        or sampling.bad_words_token_ids
-        or any(not _idle(p) for p in sampling.logitsprocs.non_argmax_invariant)
-        or (holder is not None and holder.has_tracked_requests())
-    )
-
-
-def _idle(processor: Any) -> bool:
-    """vLLM keeps its minimum-length processor loaded; it acts only while a request needs it."""
-    return isinstance(processor, MinTokensLogitsProcessor) and not processor.min_toks
 
 
 def _no_drafts(count: int, device: torch.device) -> SpecDecodeMetadata:

@@ -156,3 +156,28 @@ def test_installing_twice_wraps_once(throwaway: ModuleType) -> None:
 def test_functions_of_a_module_are_replaced_too(throwaway: ModuleType) -> None:
     hooks.install(hook(throwaway, "plain", "x"), lambda original: lambda x: original(x) + 1)
     assert throwaway.plain(1) == 2
+
+
+def test_an_imported_name_is_replaced_where_it_was_imported(
+    throwaway: ModuleType, tmp_path: Path
+) -> None:
+    user_name = f"{throwaway.__name__}_user"
+    (tmp_path / f"{user_name}.py").write_text(f"from {throwaway.__name__} import plain\n")
+    importlib.invalidate_caches()
+    user = importlib.import_module(user_name)
+    bound = hook(user, "plain", "x")
+    assert hooks.problem(bound) is None
+    hooks.install(bound, lambda original: lambda x: original(x) + 1)
+    assert user.plain(1) == 2
+    assert throwaway.plain(1) == 1
+
+
+def test_a_package_is_read_from_its_init(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    inner = tmp_path / "throwaway_package" / "inner"
+    inner.mkdir(parents=True)
+    (inner.parent / "__init__.py").touch()
+    (inner / "__init__.py").write_text(THROWAWAY)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    importlib.invalidate_caches()
+    seam = Hook("throwaway_package.inner:plain", ("x",), "test", "none", "never", replaced=True)
+    assert hooks.problem(seam) is None
