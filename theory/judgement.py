@@ -2,8 +2,7 @@
 
 A rule is the chances with which its candidates are accepted, each given that all before it were
 refused, and the law of the token that is emitted when all are refused. Everything is computed in
-the arithmetic of its arguments: Fractions in, Fractions out. Whole node laws, by enumeration, are in
-`theory.exact`.
+Fractions. Whole node laws, by enumeration, are in `theory.exact`.
 """
 
 from __future__ import annotations

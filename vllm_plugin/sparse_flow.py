@@ -1,9 +1,10 @@
 """The optimal coupling of k draws without replacement with p, by an exact small maximum flow.
 
 q has at most :data:`MAX_SUPPORT` tokens, so there are few candidate sets t. With P(t) the law of
-the set, the coupling S maximises sum S[i, t] subject to sum_t S[i, t] <= p_i, sum_i S[i, t] <= P(t)
-and i in t (ALGORITHMS.md 4). A set t accepts i with S[i, t]/P(t); what is left of p is the residual.
-It is taken from the flow that was found, so that rounding can cost acceptance, never the law.
+the set, the coupling S maximises sum S[i, t] over i in t, subject to sum_t S[i, t] <= p_i and
+sum_i S[i, t] <= P(t) (ALGORITHMS.md 4). A set t accepts i with S[i, t]/P(t); what is left of p is
+the residual. It is taken from the flow that was found, so that rounding can cost acceptance, never
+the law.
 """
 
 import math
