@@ -17,7 +17,7 @@ def positive(x: Any) -> Any:
     return 0.0 if x < 0 else x
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, error_model="numpy")
 def read_support(row: Any, law_ids: Any, law: Any, held: Any, q: Any) -> None:
     """Fill ``held`` with p and ``q`` with the normalised q of every entry, 0 where it is unused."""
     whole = 0.0
@@ -32,7 +32,7 @@ def read_support(row: Any, law_ids: Any, law: Any, held: Any, q: Any) -> None:
                 held[e] = row[law_ids[e]]
 
 
-@njit(cache=True, nogil=True, fastmath={"nsz", "reassoc", "contract"})
+@njit(cache=True, nogil=True, error_model="numpy", fastmath={"nsz", "reassoc", "contract"})
 def _sum(row: Any, begin: Any, end: Any) -> Any:
     total = np.float32(0)
     for x in range(begin, end):
@@ -40,7 +40,7 @@ def _sum(row: Any, begin: Any, end: Any) -> Any:
     return np.float64(total)
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, error_model="numpy")
 def _read_stretch(row: Any, s: Any, law_ids: Any, q: Any, weights: Any, stretch: Any) -> Any:
     """Copy stretch s of the row, with the support's weights in place; returns its sum."""
     begin = s * STRETCH
@@ -56,7 +56,7 @@ def _read_stretch(row: Any, s: Any, law_ids: Any, q: Any, weights: Any, stretch:
     return total
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, error_model="numpy")
 def _spare(law_ids: Any, held: Any, u: Any) -> Any:
     """A draw from p where it lives on the support; -1 if it has no mass there either."""
     whole, token, mass = 0.0, PLACEHOLDER, 0.0
@@ -71,7 +71,7 @@ def _spare(law_ids: Any, held: Any, u: Any) -> Any:
     return token
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, error_model="numpy")
 def emit_row(
     row: Any, law_ids: Any, q: Any, held: Any, weights: Any, u: Any, sums: Any, stretch: Any
 ) -> Any:

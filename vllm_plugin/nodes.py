@@ -81,7 +81,8 @@ def decide(
     """
     held, q = on_support(p, nodes.rows, nodes.law_ids, nodes.law)
     chances, weights = judge(rule, held, q, nodes)
-    accepted = first_below(u_accept, chances)
+    known = (nodes.rows >= 0) & (nodes.rows < p.shape[0])
+    accepted = torch.where(known, first_below(u_accept, chances), -1)
     token = emit(p, nodes.rows, nodes.law_ids, held, weights, u_emit)
     return landed(rule, nodes.candidates, accepted, token)
 

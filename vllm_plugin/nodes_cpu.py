@@ -18,7 +18,7 @@ _LANDING = tuple(rule in LANDING for rule in RULES)
 _PLACEHOLDER = -1
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, error_model="numpy")
 def _find(candidates: Any, law_ids: Any, q: Any, slots: Any, distinct: Any) -> Any:
     """Entries of the candidates up to the first that q cannot have drawn; returns their count."""
     for j in range(candidates.shape[0]):
@@ -35,7 +35,7 @@ def _find(candidates: Any, law_ids: Any, q: Any, slots: Any, distinct: Any) -> A
     return candidates.shape[0]
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, error_model="numpy")
 def _offers(p: Any, q: Any, rho: Any, n: Any) -> Any:
     beta = 0.0
     for e in range(q.shape[0]):
@@ -48,7 +48,7 @@ def _offers(p: Any, q: Any, rho: Any, n: Any) -> Any:
     return total
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, error_model="numpy")
 def _kseq(p: Any, q: Any, slots: Any, n: Any, chances: Any, weights: Any) -> None:
     low, high = 1.0, float(n)
     if n > 1:
@@ -65,7 +65,7 @@ def _kseq(p: Any, q: Any, slots: Any, n: Any, chances: Any, weights: Any) -> Non
         weights[e] = positive(p[e] - offers * min(q[e], p[e] / high))
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, error_model="numpy")
 def _recursive(
     p: Any, q: Any, slots: Any, n: Any, replace: Any, chances: Any, weights: Any
 ) -> None:
@@ -82,7 +82,7 @@ def _recursive(
             left[x] = 0.0
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, error_model="numpy")
 def _top_plus_one(
     p: Any, q: Any, candidates: Any, law_ids: Any, chances: Any, weights: Any
 ) -> None:
@@ -106,7 +106,7 @@ def _top_plus_one(
             weights[e] = positive(p[e] - rest[e] / whole)
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, error_model="numpy")
 def _decide(
     rule: Any, row: Any, candidates: Any, law_ids: Any, law: Any, u_accept: Any, u_emit: Any,
     distinct: Any, landing: Any, held: Any, q: Any, weights: Any, chances: Any, slots: Any,
@@ -142,7 +142,7 @@ def _decide(
     return token, -1
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, error_model="numpy")
 def _decide_nodes(
     rule: Any, distinct: Any, landing: Any, p: Any, rows: Any, candidates: Any, law_ids: Any,
     law: Any, u_accept: Any, u_emit: Any, tokens: Any, accepted: Any,
@@ -159,7 +159,7 @@ def _decide_nodes(
             )  # fmt: skip
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, error_model="numpy")
 def _walk(
     rule: Any, distinct: Any, landing: Any, p: Any, rows: Any, tokens: Any, law_ids: Any, law: Any,
     u_accept: Any, u_emit: Any, emitted: Any, winner: Any,

@@ -84,7 +84,7 @@ def verify_block(p: Tensor, chains: Chains, u_accept: Tensor, u_emit: Tensor) ->
     slack = residual + 1 - before
     thresholds = reach.clone()
     thresholds[:, :-1] = torch.where(
-        inside[:, 1:], torch.where(slack > 0, residual / slack, 1.0), before
+        inside[:, 1:], torch.where(slack <= 0, 1.0, residual / slack), before
     )
     accepted = (u_accept < thresholds) & inside
     depth = torch.arange(1, inside.shape[1] + 1, device=p.device)

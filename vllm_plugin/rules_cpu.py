@@ -18,7 +18,7 @@ from vllm_plugin.rules import PLACEHOLDER, Chains
 _TOKEN, _BLOCK, _DRAWS = range(3)
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, error_model="numpy")
 def _mass_of(token: Any, ids: Any, law: Any) -> Any:
     for e in range(ids.shape[0]):
         if ids[e] == token and law[e] > 0:
@@ -26,7 +26,7 @@ def _mass_of(token: Any, ids: Any, law: Any) -> Any:
     return 0.0
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, error_model="numpy")
 def _residual_mass(scale: Any, held: Any, q: Any) -> Any:
     """sum over tokens of (scale p - q)+, from q's support alone."""
     covered, residual = 0.0, 0.0
@@ -36,7 +36,7 @@ def _residual_mass(scale: Any, held: Any, q: Any) -> Any:
     return residual + scale * max(1 - covered, 0.0)
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, error_model="numpy")
 def _kept(
     block: Any, p: Any, first: Any, n: Any, tokens: Any, law_ids: Any, law: Any, u: Any, held: Any,
     q: Any,
@@ -62,7 +62,7 @@ def _kept(
             if i + 1 < n:
                 mass = _residual_mass(reach, held, q)
                 slack = mass + 1 - reach
-                threshold = mass / slack if slack > 0 else 1.0
+                threshold = 1.0 if slack <= 0 else mass / slack
             if u[i] < threshold:
                 kept, scale = i + 1, reach
             if reach == 0:
@@ -70,7 +70,7 @@ def _kept(
     return kept, scale
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, error_model="numpy")
 def _verify(
     rule: Any, p: Any, first_rows: Any, lengths: Any, has_bonus: Any, tokens: Any, law_ids: Any,
     law: Any, u_accept: Any, u_emit: Any, out: Any,

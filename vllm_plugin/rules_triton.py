@@ -179,7 +179,7 @@ def _chains_kernel(  # type: ignore[no-untyped-def]
             beyond = reach * _positive(1.0 - tl.sum(held, 0))
             mass = tl.sum(_positive(reach * held - q), 0) + beyond
             slack = mass + 1.0 - reach
-            threshold = tl.where(slack > 0, mass / tl.where(slack > 0, slack, 1.0), 1.0)
+            threshold = tl.where(slack <= 0, 1.0, mass / tl.where(slack <= 0, 1.0, slack))
             take = inside & (u < tl.where(follows, threshold, reach))
             kept = tl.where(take, i + 1, kept)
             scale = tl.where(take, reach, scale)
@@ -206,7 +206,8 @@ def decide(rule: str, p: Tensor, nodes_: Nodes, u_accept: Tensor, u_emit: Tensor
     if rule == "sparse_optimal":
         held, q = nodes.on_support(p, nodes_.rows, nodes_.law_ids, nodes_.law)
         chances, weights = nodes.judge(rule, held, q, nodes_)
-        accepted = nodes.first_below(u_accept, chances)
+        known = (nodes_.rows >= 0) & (nodes_.rows < p.shape[0])
+        accepted = torch.where(known, nodes.first_below(u_accept, chances), -1)
         rows = torch.where(accepted < 0, nodes_.rows, -1)
     else:
         rows, accepted = torch.empty_like(nodes_.rows), torch.empty_like(nodes_.rows)

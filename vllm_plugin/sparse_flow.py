@@ -18,7 +18,7 @@ MAX_SUPPORT = 16
 _NONE = 1e-15  # mass below which a capacity counts as used up
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, error_model="numpy")
 def _set_law(q: Any, size: Any, k: Any, chance: Any, sets: Any) -> Any:
     """P(the k draws are this set) by bit mask, and the masks of k tokens; returns their count.
 
@@ -47,7 +47,7 @@ def _set_law(q: Any, size: Any, k: Any, chance: Any, sets: Any) -> Any:
     return count
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, error_model="numpy")
 def _push(
     flow: Any, sets: Any, count: Any, t: Any, left: Any, room: Any, size: Any, from_token: Any,
     from_set: Any, queue: Any,
@@ -100,7 +100,7 @@ def _push(
     return amount
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, error_model="numpy")
 def couple(p: Any, q: Any, k: Any) -> Any:
     """Candidate sets as bit masks (T,), their chances (T,), coupling (T, n), what is left (n,).
 
@@ -139,7 +139,7 @@ def couple(p: Any, q: Any, k: Any) -> Any:
     return found, chance[found], flow, room
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, error_model="numpy")
 def judge_node(p: Any, q: Any, slots: Any, count: Any, chances: Any, weights: Any) -> None:
     """Chances of the ``count`` different candidates at ``slots`` (k,), and the weights (E,)."""
     used = np.flatnonzero(q > 0)
@@ -161,7 +161,7 @@ def judge_node(p: Any, q: Any, slots: Any, count: Any, chances: Any, weights: An
         left = max(left - flow[t, n], 0.0)
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, error_model="numpy")
 def _judge(p: Any, q: Any, slots: Any, offered: Any, chances: Any, weights: Any) -> None:
     for b in range(p.shape[0]):
         count = 0

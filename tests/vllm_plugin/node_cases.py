@@ -1,13 +1,14 @@
 """Laws, candidates drawn from them as each rule wants, and nodes made of both."""
 
-from collections.abc import Iterator
 from fractions import Fraction as F
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from vllm_plugin.nodes import Nodes
+from vllm_plugin.nodes import DISTINCT, Nodes
+from vllm_plugin.paths import Paths
+from vllm_plugin.rules import Chains
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -96,6 +97,56 @@ def random_nodes(
     )
 
 
+def random_chains(
+    batch: int, size: int, steps: int, seed: int
+) -> tuple[torch.Tensor, Chains, torch.Tensor, torch.Tensor]:
+    """p of every row, chains of at most ``steps`` random drafts, and uniforms."""
+    rng = np.random.default_rng(seed)
+    entries = min(5, size)
+    p = rng.dirichlet(np.full(size, 0.5), batch * (steps + 1))
+    ids = rng.permuted(np.tile(np.arange(size), (batch * steps, 1)), axis=1)[:, :entries]
+    law = rng.dirichlet(np.full(entries, 0.6), batch * steps)
+    slots = rng.integers(0, entries, (batch * steps, 1))
+    tokens = np.take_along_axis(ids, slots, 1).reshape(batch, steps)
+    arrays = (
+        np.arange(batch) * (steps + 1),
+        rng.integers(0, steps + 1, batch),
+        rng.random(batch) < 0.7,
+        tokens,
+        ids.reshape(batch, steps, entries),
+        law.reshape(batch, steps, entries),
+    )
+    return (
+        torch.from_numpy(p),
+        Chains(*(torch.from_numpy(a) for a in arrays)),
+        torch.from_numpy(rng.random((batch, steps))),
+        torch.from_numpy(rng.random(batch)),
+    )
+
+
+def random_paths(
+    rule: str, batch: int, seed: int
+) -> tuple[torch.Tensor, Paths, torch.Tensor, torch.Tensor]:
+    """Random paths over four tokens, one law of q and one row of p a depth."""
+    rng = np.random.default_rng(seed)
+    size, count, steps = 4, 3, 2
+    p = torch.from_numpy(rng.dirichlet(np.full(size, 0.7), steps + 1))
+    rows = np.broadcast_to(np.arange(steps + 1), (batch, count, steps + 1)).copy()
+    tokens = rng.integers(0, size, (batch, count, steps))
+    if rule in DISTINCT:
+        tokens[:, :, 0] = rng.permuted(np.tile(np.arange(size), (batch, 1)), axis=1)[:, :count]
+    rows[rng.random(rows.shape) < 0.1] = -1
+    shape = (batch, count, steps, size)
+    law = np.broadcast_to(rng.dirichlet(np.ones(size), steps), shape)
+    arrays = (rows, tokens, np.broadcast_to(np.arange(size), shape), law)
+    return (
+        p,
+        Paths(*(torch.from_numpy(np.ascontiguousarray(a)) for a in arrays)),
+        torch.from_numpy(rng.random((batch, steps, count))),
+        torch.from_numpy(rng.random((batch, steps + 1))),
+    )
+
+
 def cells(breaks: list[float], thin: float) -> tuple[Floats, Floats, NDArray[np.bool_]]:
     """Midpoints and widths of cells that cover [0, 1), and whether a cell lies across a break.
 
@@ -114,8 +165,3 @@ def cells(breaks: list[float], thin: float) -> tuple[Floats, Floats, NDArray[np.
 def products(axes: list[Floats]) -> Floats:
     """All combinations of the axes' values, (n, len(axes))."""
     return np.stack([a.ravel() for a in np.meshgrid(*axes, indexing="ij")], axis=1)
-
-
-def chunks(total: int, size: int) -> Iterator[slice]:
-    for start in range(0, total, size):
-        yield slice(start, start + size)

@@ -33,16 +33,16 @@ BACKENDS: dict[str, Walk] = {"torch": _with_torch, "numba": nodes_cpu.walk}
 
 # Markov laws: row x is what follows token x, the last row is the start.
 P = [
-    (F(1, 2), F(1, 4), F(1, 4)),
+    (F(1, 2), F(3, 10), F(1, 5)),
     (F(1, 8), F(5, 8), F(1, 4)),
     (F(1, 3), F(1, 3), F(1, 3)),
-    (F(3, 5), F(1, 5), F(1, 5)),
+    (F(3, 5), F(3, 10), F(1, 10)),
 ]
 Q = [
-    (F(1, 4), F(1, 2), F(1, 4)),
-    (F(1, 2), F(1, 4), F(1, 4)),
-    (F(1, 8), F(1, 8), F(3, 4)),
-    (F(3, 10), F(3, 10), F(2, 5)),
+    (F(1, 10), F(1, 5), F(7, 10)),
+    (F(3, 4), F(1, 5), F(1, 20)),
+    (F(1, 8), F(1, 4), F(5, 8)),
+    (F(3, 10), F(1, 5), F(1, 2)),
 ]
 
 
@@ -77,7 +77,7 @@ def _paths(tokens: Ints, states: Ints) -> Paths:
         states,
         tokens,
         np.broadcast_to(np.arange(V), shape),
-        _floats(Q)[states[:, :, :-1]],
+        _floats(Q)[states[:, :, :-1].clip(0, V)],
     )
     return Paths(*(torch.from_numpy(np.ascontiguousarray(a)) for a in arrays))
 
@@ -216,7 +216,7 @@ def test_top_plus_one_goes_on_at_a_top_candidate() -> None:
     tokens = drawn[0]
     top = np.array([max(range(V), key=lambda i: (Q[V][i], -i))])
     landed = (emitted[:, 0] == top) & (tokens[:, 0, 0] == top)
-    assert landed.mean() > 0.1
+    assert landed.mean() > 0.05
     assert ((emitted[landed] >= 0).sum(1) >= 2).all()
 
 

@@ -265,7 +265,10 @@ def _block_stops_early(
     ratios = torch.where(drawn, held, 0.0).sum(-1) / torch.where(drawn, q, 0.0).sum(-1)
     walk = ratios.log().cumsum(1)
     reach = (walk - walk.cummax(1).values.clamp(min=0)).exp()
-    kept = (u < reach).long().cumprod(1).sum(1)
+    mass = (reach[:, :-1, None] * held[:, 1:] - q[:, 1:]).clamp(min=0).sum(-1)
+    thresholds = reach.clone()
+    thresholds[:, :-1] = mass / (mass + 1 - reach[:, :-1])
+    kept = (u < thresholds).long().cumprod(1).sum(1)
     scale = torch.cat([torch.ones_like(v)[:, None], reach], 1).gather(1, kept[:, None])[:, 0]
     return _finish(p, chains, kept, scale, v)
 
@@ -326,6 +329,6 @@ def test_a_residual_of_zero_mass_still_emits_a_token() -> None:
         torch.full((1, 1, V), 1 / V, dtype=torch.float64),
     )
     top = torch.full((1, 1), 1 - 2**-53, dtype=torch.float64)
-    for rule in RULES.values():
-        tokens = rule(p, chains, top, top[:, 0])
+    for rule in WITH_Q:
+        tokens = RULES[rule](p, chains, top, top[:, 0])
         assert ((tokens >= 0) & (tokens < V)).all()
