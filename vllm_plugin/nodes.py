@@ -8,7 +8,8 @@ support's tokens keep when all are refused (off the support the law stays p). Bo
 Bad input has a defined result, which is lossless wherever it can be:
 
 * A candidate that q cannot have drawn (outside q's support, -1, or repeated where candidates are
-  distinct) ends the offers, as when q's support is smaller than k. The emitted token has law p.
+  distinct) ends the offers, as when q's support is smaller than k. The emitted token has law p
+  (for sparse_optimal, if how many are offered does not depend on which they are).
 * q is normalised first; without any mass there are no offers.
 * A token of q outside p's vocabulary has p = 0: it is refused.
 * A one-hot p (temperature 0) emits its token, whatever was drafted.

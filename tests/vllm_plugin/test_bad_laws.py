@@ -122,6 +122,15 @@ def test_a_candidate_that_q_cannot_have_drawn_ends_the_offers(
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("rule", [rule for rule in RULES if rule != "sparse_optimal"])
+def test_a_q_published_without_some_of_its_tokens_keeps_the_law(backend: str, rule: str) -> None:
+    """Drawn from five tokens, published with three: draws of the other two end the offers."""
+    full = np.array([0.1, 0.3, 0.25, 0.15, 0.2])
+    token, _ = _tokens(BACKENDS[backend], rule, _drawn(rule, 3, full), full[:3])
+    assert _fits(token, P)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("rule", RULES)
 def test_more_candidates_than_support(backend: str, rule: str) -> None:
     """Distinct draws stop when q has no further token: -1 follows, and the law stays p."""
