@@ -27,7 +27,7 @@ def _read_block(  # type: ignore[no-untyped-def]
     return tl.where(x < vocabulary, mass, 0.0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count_rows"])
 def _sums_kernel(  # type: ignore[no-untyped-def]
     p_ptr, stride, count_rows, vocabulary, rows_ptr, ids_ptr, held_ptr, weights_ptr, sums_ptr,
     E: tl.constexpr, BLOCK: tl.constexpr,
@@ -42,7 +42,7 @@ def _sums_kernel(  # type: ignore[no-untyped-def]
         tl.store(sums_ptr + b * tl.num_programs(1) + block, tl.sum(mass, 0))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count_rows"])
 def _draw_kernel(  # type: ignore[no-untyped-def]
     p_ptr, stride, count_rows, vocabulary, rows_ptr, ids_ptr, held_ptr, weights_ptr, sums_ptr,
     u_ptr, tokens_ptr, S, SB: tl.constexpr, E: tl.constexpr, EB: tl.constexpr, BLOCK: tl.constexpr,

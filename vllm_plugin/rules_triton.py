@@ -53,7 +53,7 @@ def _offers(held, q, rho, n, K: tl.constexpr):  # type: ignore[no-untyped-def]
     return total
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count_rows"])
 def _nodes_kernel(  # type: ignore[no-untyped-def]
     p_ptr, stride, count_rows, vocabulary, rows_ptr, candidates_ptr, ids_ptr, law_ptr, u_ptr,
     accepted_ptr, emit_rows_ptr, held_ptr, weights_ptr,
@@ -134,11 +134,12 @@ def _nodes_kernel(  # type: ignore[no-untyped-def]
     tl.store(weights_ptr + b * E + e, weights, mask=e < E)
 
 
-@triton.jit
+# Chains are of another length at every step: no kernel of its own for each.
+@triton.jit(do_not_specialize=["K"])
 def _chains_kernel(  # type: ignore[no-untyped-def]
     p_ptr, stride, vocabulary, first_ptr, lengths_ptr, bonus_ptr, tokens_ptr, ids_ptr, law_ptr,
-    u_ptr, kept_ptr, emit_rows_ptr, last_ids_ptr, held_ptr, weights_ptr,
-    BLOCK_RULE: tl.constexpr, K: tl.constexpr, E: tl.constexpr, EB: tl.constexpr,
+    u_ptr, kept_ptr, emit_rows_ptr, last_ids_ptr, held_ptr, weights_ptr, K,
+    BLOCK_RULE: tl.constexpr, E: tl.constexpr, EB: tl.constexpr,
 ):  # fmt: skip
     """How many drafts of chain b are kept, and row, support and weights of the draw after them."""
     b = tl.program_id(0).to(tl.int64)
@@ -245,8 +246,8 @@ def _verify(block: bool, p: Tensor, chains: Chains, u_accept: Tensor, u_emit: Te
             p, p.stride(0), p.shape[1], chains.first_rows.contiguous(),
             chains.lengths.contiguous(), chains.has_bonus.to(torch.int8),
             chains.tokens.contiguous(), chains.law_ids.contiguous(), chains.law.contiguous(),
-            u_accept.contiguous(), kept, rows, ids, held, weights,
-            BLOCK_RULE=block, K=steps, E=entries, EB=triton.next_power_of_2(entries), num_warps=1,
+            u_accept.contiguous(), kept, rows, ids, held, weights, steps,
+            BLOCK_RULE=block, E=entries, EB=triton.next_power_of_2(entries), num_warps=1,
         )  # fmt: skip
     return rules.assemble(chains, kept, emit(p, rows, ids, held, weights, u_emit))
 

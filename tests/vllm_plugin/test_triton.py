@@ -43,13 +43,13 @@ def _kernels() -> list[tuple[str, dict[str, str], dict[str, Any]]]:
     chain = {
         **TABLE, **LAW, "first_ptr": INTS, "lengths_ptr": INTS, "bonus_ptr": "*i8",
         "tokens_ptr": INTS, "kept_ptr": INTS, "emit_rows_ptr": INTS, "last_ids_ptr": INTS,
-        "held_ptr": FLOATS, "weights_ptr": FLOATS,
+        "held_ptr": FLOATS, "weights_ptr": FLOATS, "K": "i32",
     }  # fmt: skip
     draw = {**TABLE, **ROWS, **DRAWS, "u_ptr": FLOATS, "tokens_ptr": INTS, "S": "i32"}
     return [
         *(("_nodes_kernel", node, {"RULE": r, "K": 4, "STEPS": 52, **SHAPE}) for r in range(6)),
-        ("_chains_kernel", chain, {"BLOCK_RULE": True, "K": 8, **SHAPE}),
-        ("_chains_kernel", chain, {"BLOCK_RULE": False, "K": 8, **SHAPE}),
+        ("_chains_kernel", chain, {"BLOCK_RULE": True, **SHAPE}),
+        ("_chains_kernel", chain, {"BLOCK_RULE": False, **SHAPE}),
         ("_sums_kernel", {**TABLE, **ROWS, **DRAWS}, {"E": 10, "BLOCK": 1024}),
         ("_draw_kernel", draw, {"SB": 256, "BLOCK": 1024, **SHAPE}),
     ]
