@@ -19,7 +19,7 @@ from vllm_plugin.nodes import DISTINCT, Nodes, Verdict
 
 @dataclass(frozen=True, slots=True)
 class Paths:
-    """Up to P paths of up to L drafts for each of B requests, with the sparse laws of their drafts.
+    """Up to P paths of up to L >= 1 drafts for each of B requests, with the laws of their drafts.
 
     rows (B, P, L + 1) int64: the row of p after the first d drafts of a path, which judges its next
     draft or gives the bonus token; -1 where it was not evaluated. tokens (B, P, L) int64, -1 after
