@@ -13,7 +13,7 @@ from vllm_plugin import nodes_cpu, rules, rules_cpu, sparse_flow
 from vllm_plugin.nodes import DISTINCT, RULES, Nodes, Verdict
 from vllm_plugin.rules import Chains
 
-N = 60_000
+N = 30_000
 FALSE_ALARM = 1e-9 / 100  # each
 Decide = Callable[[str, torch.Tensor, Nodes, torch.Tensor, torch.Tensor], Verdict]
 BACKENDS: dict[str, Decide] = {"torch": node_rules.decide, "numba": nodes_cpu.decide}
@@ -102,7 +102,7 @@ def test_a_q_without_mass_offers_nothing(backend: str, rule: str, law: np.ndarra
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("stranger", [-7, 4, 5, 10**9])
+@pytest.mark.parametrize("stranger", [-7, 4, 10**9])
 @pytest.mark.parametrize("place", [0, 2])
 def test_a_candidate_that_q_cannot_have_drawn_ends_the_offers(
     backend: str, rule: str, stranger: int, place: int
