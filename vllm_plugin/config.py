@@ -22,7 +22,7 @@ class Options(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
-    rule: Literal["token", "block"] = Field("block", description="verification rule")
+    rule: Literal["token", "block", "match"] = Field("block", description="verification rule")
     order: Annotated[int, Field(ge=1, le=MAX_ORDER)] = Field(
         4, description="longest context of the STAND table, in tokens"
     )

@@ -1,19 +1,24 @@
-"""Verification rules: pure functions of (p, q, drafts, uniforms) to emitted tokens.
+"""Verification rules for one chain: pure functions of (p, q, drafts, uniforms) to emitted tokens.
 
 Notation (ALGORITHMS.md): p is the target law of a row after every sampling parameter, q the law a
 draft was drawn from. One chain of drafts x_1..x_K is verified per request: row i holds
 ``p_i = p(. | x_1..x_i)``, so row 0 judges x_1, and row K, where it exists, gives the bonus token.
 Every rule emits an accepted prefix of the chain and then at most one token of its own, so that the
 emitted sequence has exactly the law p whatever q was.
+
+Bad input has the results of :mod:`vllm_plugin.nodes`: the chain ends before the first draft that q
+cannot have drawn, whose row then gives the bonus token; q is normalised; a row of p that is no law
+emits nothing, so that the sequence ends before it, or is empty.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-PLACEHOLDER = -1
-_STRETCH = 64
+from vllm_plugin.emission import PLACEHOLDER, emit, on_support
+
 _TINY = 1e-300
 
 
@@ -25,8 +30,7 @@ class Chains:
     int64, drafts in the chain, at most K; has_bonus (B,) bool, whether row ``lengths`` of the chain
     was evaluated too (it was not for a chain whose last draft the engine cut off before the
     forward); tokens (B, K) int64; law_ids (B, K, E) int64 and law (B, K, E) float64, q of each
-    draft, normalised, with probability 0 in unused entries. Everything beyond a chain's length is
-    ignored but must hold valid token ids.
+    draft, with probability 0 in unused entries. Everything beyond a chain's length is ignored.
     """
 
     first_rows: Tensor
@@ -37,20 +41,23 @@ class Chains:
     law: Tensor
 
 
+Emit = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
+"""A back end's draw, as :func:`vllm_plugin.emission.emit`."""
+
+
 def verify_token(p: Tensor, chains: Chains, u_accept: Tensor, u_emit: Tensor) -> Tensor:
     """Accept x_i with probability min(1, p(x_i)/q(x_i)); else emit y ~ norm((p - q)+) and stop.
 
-    p (N, V) float32, rows of probabilities; u_accept (B, K) and u_emit (B,) float64, independent
-    uniforms in [0, 1). Returns (B, K + 1) int32: the emitted tokens, then -1. The expected number
-    accepted at a row is 1 - TV(p, q).
+    p (N, V) float32 or float64, rows of probabilities; u_accept (B, K) and u_emit (B,) float64,
+    independent uniforms in [0, 1). Returns (B, K + 1) int32: the emitted tokens, then -1. The
+    expected number accepted at a row is 1 - TV(p, q).
 
     Source: Leviathan et al. arXiv 2211.17192, algorithm 1; Chen et al. arXiv 2302.01318, theorem 1.
     """
-    steps = chains.tokens.shape[1]
-    p_of_draft, q_of_draft, _ = _gather(p, chains)
-    accepted = (u_accept * q_of_draft < p_of_draft) & _in_chain(chains, steps)
+    chains, p_of_draft, q_of_draft, held, q = _read(p, chains)
+    accepted = (u_accept * q_of_draft < p_of_draft) & _inside(chains)
     kept = accepted.long().cumprod(dim=1).sum(dim=1)
-    return _emit(p, chains, kept, torch.ones_like(u_emit), u_emit)
+    return _finish(p, chains, kept, torch.ones_like(u_emit), held, q, u_emit)
 
 
 def verify_block(p: Tensor, chains: Chains, u_accept: Tensor, u_emit: Tensor) -> Tensor:
@@ -64,30 +71,48 @@ def verify_block(p: Tensor, chains: Chains, u_accept: Tensor, u_emit: Tensor) ->
 
     Source: Sun et al. arXiv 2403.10444, algorithm 2.
     """
-    steps = chains.tokens.shape[1]
-    p_of_draft, q_of_draft, p_on_support = _gather(p, chains)
-    inside = _in_chain(chains, steps)
+    chains, p_of_draft, q_of_draft, held, q = _read(p, chains)
+    inside = _inside(chains)
     # r_i = exp(S_i - max(0, S_1..S_i)) with S_i the sum of log ratios: the walk reflected at 1.
     ratios = torch.where(inside, p_of_draft / q_of_draft, 0.0)
     walk = ratios.log().cumsum(dim=1)
     reach = (walk - walk.cummax(dim=1).values.clamp(min=0)).exp().nan_to_num(0.0)  # r_1..r_K
-    before = reach[:, :-1, None]  # r_i for i = 1..K-1, judged by row i against q_{i+1}
-    support, law = p_on_support[:, 1:], chains.law[:, 1:]
-    covered = torch.where(law > 0, support, 0.0).sum(dim=-1)
-    beyond = reach[:, :-1] * (1 - covered).clamp(min=0)
-    residual = torch.where(law > 0, before * support - law, 0.0).clamp(min=0).sum(dim=-1) + beyond
-    slack = residual + 1 - reach[:, :-1]
+    before = reach[:, :-1]  # r_i for i = 1..K-1, judged by row i against q_{i+1}
+    beyond = before * (1 - held[:, 1:].sum(dim=-1)).clamp(min=0)
+    on_it = (before[:, :, None] * held[:, 1:] - q[:, 1:]).clamp(min=0).sum(dim=-1)
+    residual = on_it + beyond
+    slack = residual + 1 - before
     thresholds = reach.clone()
     thresholds[:, :-1] = torch.where(
-        _in_chain(chains, steps)[:, 1:],
-        torch.where(slack > 0, residual / slack, 1.0),
-        reach[:, :-1],
+        inside[:, 1:], torch.where(slack <= 0, 1.0, residual / slack), before
     )
     accepted = (u_accept < thresholds) & inside
-    depth = torch.arange(1, steps + 1, device=p.device)
+    depth = torch.arange(1, inside.shape[1] + 1, device=p.device)
     kept = (accepted * depth).amax(dim=1)
     scale = torch.cat([torch.ones_like(u_emit)[:, None], reach], dim=1)
-    return _emit(p, chains, kept, scale.gather(1, kept[:, None])[:, 0], u_emit)
+    scale = scale.gather(1, kept[:, None])[:, 0]
+    return _finish(p, chains, kept, scale, held, q, u_emit)
+
+
+def verify_draws(
+    p: Tensor, chains: Chains, u_accept: Tensor, u_emit: Tensor, *, emit: Emit = emit
+) -> Tensor:
+    """Emit draws y_0 ~ p_0, y_1 ~ p_1, .. and go on while y_i equals the draft x_{i+1}.
+
+    The match rule with its draws made here: u_accept[:, i] gives y_i and u_emit the bonus token.
+    It needs no q and is right for drafts nobody drew; a row accepts p(x). Shapes and result as in
+    :func:`verify_token`.
+    """
+    batch, steps = chains.tokens.shape
+    places = torch.arange(steps + 1, device=p.device)
+    rows = chains.first_rows[:, None] + places
+    rows = torch.where(places <= chains.lengths[:, None], rows, -1).flatten()
+    uniforms = torch.cat([u_accept, u_emit[:, None]], dim=1)
+    at_end = places == chains.lengths[:, None]
+    uniforms = torch.where(at_end, u_emit[:, None], uniforms).flatten()
+    none = torch.zeros((rows.shape[0], 1), dtype=torch.float64, device=p.device)
+    choices = emit(p, rows, none.long(), none, none, uniforms)
+    return verify_match(choices.view(batch, steps + 1), chains)
 
 
 def verify_match(choices: Tensor, chains: Chains) -> Tensor:
@@ -98,29 +123,46 @@ def verify_match(choices: Tensor, chains: Chains) -> Tensor:
     every emitted token is the target's own. Returns (B, K + 1) int32, padded with -1.
     """
     steps = chains.tokens.shape[1]
-    agreed = (choices[:, :steps] == chains.tokens) & _in_chain(chains, steps)
+    agreed = (choices[:, :steps] == chains.tokens) & (choices[:, :steps] >= 0) & _inside(chains)
     kept = agreed.long().cumprod(dim=1).sum(dim=1)
     places = torch.arange(steps + 1, device=choices.device)
     last = kept - (~chains.has_bonus & (kept == chains.lengths)).long()
     return torch.where(places <= last[:, None], choices, PLACEHOLDER).int()
 
 
-def _in_chain(chains: Chains, steps: int) -> Tensor:
+def ended_at_void(chains: Chains, q_of_draft: Tensor) -> Chains:
+    """The chains up to the first draft that q cannot have drawn; its row gives the bonus token."""
+    sound = (q_of_draft > 0) & _inside(chains)
+    lengths = sound.long().cumprod(dim=1).sum(dim=1)
+    return replace(chains, lengths=lengths, has_bonus=chains.has_bonus | (lengths < chains.lengths))
+
+
+def assemble(chains: Chains, kept: Tensor, last: Tensor) -> Tensor:
+    """The kept prefix of every chain, then its last token, which may be -1: (B, K + 1) int32."""
+    places = torch.arange(chains.tokens.shape[1] + 1, device=kept.device)
+    drafts = torch.nn.functional.pad(chains.tokens, (0, 1))
+    emitted = torch.where(places == kept[:, None], last[:, None], drafts)
+    return torch.where(places <= kept[:, None], emitted, PLACEHOLDER).int()
+
+
+def _inside(chains: Chains) -> Tensor:
+    steps = chains.tokens.shape[1]
     return torch.arange(steps, device=chains.lengths.device) < chains.lengths[:, None]
 
 
-def _gather(p: Tensor, chains: Chains) -> tuple[Tensor, Tensor, Tensor]:
-    """p(x) and q(x) of every draft, (B, K), and p on the support of every q, (B, K, E), float64."""
-    steps = chains.tokens.shape[1]
-    rows = chains.first_rows[:, None] + torch.arange(steps, device=p.device)
-    rows = rows.clamp(max=p.shape[0] - 1)
-    p_of_draft = p[rows, chains.tokens].double()
-    p_on_support = p[rows[:, :, None], chains.law_ids].double()
-    q_of_draft = torch.where(chains.law_ids == chains.tokens[:, :, None], chains.law, 0.0).sum(-1)
-    return p_of_draft, q_of_draft, p_on_support
+def _read(p: Tensor, chains: Chains) -> tuple[Chains, Tensor, Tensor, Tensor, Tensor]:
+    """The sound chains; p(x) and q(x) of every draft (B, K); p and q on its support (B, K, E)."""
+    rows = chains.first_rows[:, None] + torch.arange(chains.tokens.shape[1], device=p.device)
+    held, q = on_support(p, rows, chains.law_ids, chains.law)
+    drawn = chains.law_ids == chains.tokens[:, :, None]
+    q_of_draft = torch.where(drawn, q, 0.0).sum(dim=-1)
+    p_of_draft = torch.where(drawn, held, 0.0).sum(dim=-1)
+    return ended_at_void(chains, q_of_draft), p_of_draft, q_of_draft, held, q
 
 
-def _emit(p: Tensor, chains: Chains, kept: Tensor, scale: Tensor, u: Tensor) -> Tensor:
+def _finish(
+    p: Tensor, chains: Chains, kept: Tensor, scale: Tensor, held: Tensor, q: Tensor, u: Tensor
+) -> Tensor:
     """The kept prefix and one token from norm((scale p - q)+), from p after a whole chain.
 
     The residual is taken as (p - q/scale)+, the same law: it differs from p on q's support only.
@@ -128,46 +170,11 @@ def _emit(p: Tensor, chains: Chains, kept: Tensor, scale: Tensor, u: Tensor) -> 
     batch, steps = chains.tokens.shape
     each = torch.arange(batch, device=p.device)
     whole = kept == chains.lengths
-    weights = p[(chains.first_rows + kept).clamp(max=p.shape[0] - 1)]
     place = kept.clamp(max=steps - 1)
-    support = chains.law_ids[each, place]
-    taken = chains.law[each, place] / scale.clamp(min=_TINY)[:, None]
-    taken = torch.where(whole[:, None], 0.0, taken).to(weights.dtype)
-    weights.scatter_add_(1, support, -taken)
-    weights.scatter_(1, support, weights.gather(1, support).clamp(min=0))
-    last = _inverse_cdf(weights, u)
-    last = torch.where(whole & ~chains.has_bonus, PLACEHOLDER, last)
-    places = torch.arange(steps + 1, device=p.device)
-    drafts = torch.nn.functional.pad(chains.tokens, (0, 1))
-    emitted = torch.where(places == kept[:, None], last[:, None], drafts)
-    return torch.where(places <= kept[:, None], emitted, PLACEHOLDER).int()
-
-
-def _inverse_cdf(weights: Tensor, u: Tensor) -> Tensor:
-    """The token at quantile u of each row of unnormalised weights, always one of positive weight.
-
-    Two levels, so that the vocabulary is read once at full speed: first the stretch of ``_STRETCH``
-    tokens, then the token in it. A row without any weight (a residual that vanished by rounding,
-    whose probability is of the order of rounding too) gives its last token.
-    """
-    short = -weights.shape[1] % _STRETCH
-    if short:
-        weights = torch.nn.functional.pad(weights, (0, short))
-    stretches = weights.view(weights.shape[0], -1, _STRETCH)
-    sums = stretches.sum(dim=-1).double()
-    mass = sums.cumsum(dim=1)
-    target = u[:, None] * mass[:, -1:]
-    stretch = _first_above(mass, target)
-    before = mass.gather(1, stretch) - sums.gather(1, stretch)
-    inside = stretches.gather(1, stretch[:, :, None].expand(-1, -1, _STRETCH))[:, 0]
-    token = _first_above(inside.double().cumsum(dim=1), target - before)
-    return (stretch * _STRETCH + token)[:, 0].clamp(max=weights.shape[1] - short - 1)
-
-
-def _first_above(mass: Tensor, target: Tensor) -> Tensor:
-    """The first index whose cumulative mass exceeds the target, and one that has mass of its own.
-
-    Rounding may put the target at or beyond the total: then the last index with mass is meant.
-    """
-    last = torch.searchsorted(mass, mass[:, -1:].contiguous())
-    return torch.minimum(torch.searchsorted(mass, target.contiguous(), right=True), last)
+    held, q = held[each, place], q[each, place]
+    left = (held - q / scale.clamp(min=_TINY)[:, None]).clamp(min=0)
+    held = torch.where(whole[:, None], 0.0, held)
+    left = torch.where(whole[:, None], held, left)
+    rows = torch.where(whole & ~chains.has_bonus, -1, chains.first_rows + kept)
+    last = emit(p, rows, chains.law_ids[each, place], held, left, u)
+    return assemble(chains, kept, last)

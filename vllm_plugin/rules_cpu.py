@@ -1,4 +1,4 @@
-"""The token and the block rule on a CPU: the results of :mod:`vllm_plugin.rules`, in one pass.
+"""The chain rules on a CPU: the results of :mod:`vllm_plugin.rules`, in one pass.
 
 The same pure functions of (p, q, drafts, uniforms), compiled: on a CPU the dozens of small torch
 operations of the tensor version cost more than the arithmetic. Differential tests hold the two
@@ -12,115 +12,109 @@ import torch
 from numba import njit
 from torch import Tensor
 
+from vllm_plugin.emission_cpu import STRETCH, emit_row, positive, read_support
 from vllm_plugin.rules import PLACEHOLDER, Chains
 
-_STRETCH = 64
+_TOKEN, _BLOCK, _DRAWS = range(3)
 
 
-@njit(cache=True, nogil=True)
-def _law_of(token: Any, ids: Any, law: Any) -> Any:
-    total = 0.0
+@njit(cache=True, nogil=True, error_model="numpy")
+def _mass_of(token: Any, ids: Any, law: Any) -> Any:
     for e in range(ids.shape[0]):
-        if ids[e] == token:
-            total += law[e]
-    return total
+        if ids[e] == token and law[e] > 0:
+            return law[e]
+    return 0.0
 
 
-@njit(cache=True, nogil=True)
-def _residual_mass(row: Any, scale: Any, ids: Any, law: Any) -> Any:
+@njit(cache=True, nogil=True, error_model="numpy")
+def _residual_mass(scale: Any, held: Any, q: Any) -> Any:
     """sum over tokens of (scale p - q)+, from q's support alone."""
     covered, residual = 0.0, 0.0
-    for e in range(ids.shape[0]):
-        if law[e] > 0:
-            p = np.float64(row[ids[e]])
-            covered += p
-            residual += max(scale * p - law[e], 0.0)
+    for e in range(q.shape[0]):
+        covered += held[e]
+        residual += positive(scale * held[e] - q[e])
     return residual + scale * max(1 - covered, 0.0)
 
 
-@njit(cache=True, nogil=True, fastmath={"nnan", "nsz", "reassoc", "contract"})
-def _sum(row: Any, begin: Any, end: Any) -> Any:
-    total = np.float32(0)
-    for x in range(begin, end):
-        total += row[x]
-    return np.float64(total)
-
-
-@njit(cache=True, nogil=True)
-def _quantile(row: Any, u: Any, sums: Any) -> Any:
-    """The token at quantile u of unnormalised weights, one that has weight; two levels."""
-    total, last = 0.0, 0
-    for s in range(sums.shape[0]):
-        sums[s] = _sum(row, s * _STRETCH, min((s + 1) * _STRETCH, row.shape[0]))
-        if sums[s] > 0:
-            last = s
-        total += sums[s]
-    target, before = u * total, 0.0
-    for s in range(last + 1):
-        if sums[s] > 0 and (s == last or before + sums[s] > target):
-            token = s * _STRETCH
-            for x in range(s * _STRETCH, min((s + 1) * _STRETCH, row.shape[0])):
-                if row[x] > 0:
-                    token = x
-                    before += row[x]
-                    if before > target:
-                        break
-            return token
-        before += sums[s]
-    return row.shape[0] - 1
-
-
-@njit(cache=True, nogil=True)
-def _verify(
-    block: Any, p: Any, first_rows: Any, lengths: Any, has_bonus: Any, tokens: Any, law_ids: Any,
-    law: Any, u_accept: Any, u_emit: Any, out: Any,
-) -> None:  # fmt: skip
-    weights = np.empty(p.shape[1], p.dtype)
-    sums = np.empty((p.shape[1] + _STRETCH - 1) // _STRETCH)
-    for b in range(lengths.shape[0]):
-        first, n = first_rows[b], lengths[b]
-        kept, reach, scale = 0, 1.0, 1.0
-        for i in range(n):
-            token = tokens[b, i]
-            p_x = np.float64(p[first + i, token])
-            q_x = _law_of(token, law_ids[b, i], law[b, i])
-            if not block:
-                if not u_accept[b, i] * q_x < p_x:
-                    break
-                kept = i + 1
-                continue
-            reach = min(1.0, reach * p_x / q_x)
+@njit(cache=True, nogil=True, error_model="numpy")
+def _kept(
+    block: Any, p: Any, first: Any, n: Any, tokens: Any, law_ids: Any, law: Any, u: Any, held: Any,
+    q: Any,
+) -> Any:  # fmt: skip
+    """How many drafts of a chain are kept, and the scale r of p in the residual after them."""
+    kept, reach, scale = 0, 1.0, 1.0
+    if n:
+        read_support(p[first], law_ids[0], law[0], held, q)
+    for i in range(n):
+        p_x, q_x = _mass_of(tokens[i], law_ids[i], held), _mass_of(tokens[i], law_ids[i], q)
+        if not block:
+            if not u[i] * q_x < p_x:
+                break
+            kept = i + 1
+        else:
+            reach *= p_x / q_x
+            if reach > 1:  # a NaN stays one, and is never above a uniform
+                reach = 1.0
+        if i + 1 < n:
+            read_support(p[first + i + 1], law_ids[i + 1], law[i + 1], held, q)
+        if block:
             threshold = reach
             if i + 1 < n:
-                mass = _residual_mass(p[first + i + 1], reach, law_ids[b, i + 1], law[b, i + 1])
+                mass = _residual_mass(reach, held, q)
                 slack = mass + 1 - reach
-                threshold = mass / slack if slack > 0 else 1.0
-            if u_accept[b, i] < threshold:
+                threshold = 1.0 if slack <= 0 else mass / slack
+            if u[i] < threshold:
                 kept, scale = i + 1, reach
             if reach == 0:
                 break
+    return kept, scale
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _verify(
+    rule: Any, p: Any, first_rows: Any, lengths: Any, has_bonus: Any, tokens: Any, law_ids: Any,
+    law: Any, u_accept: Any, u_emit: Any, out: Any,
+) -> None:  # fmt: skip
+    entries = law_ids.shape[2]
+    held, q, weights = np.empty(entries), np.empty(entries), np.empty(entries)
+    sums, stretch = np.empty((p.shape[1] + STRETCH - 1) // STRETCH), np.empty(STRETCH)
+    for b in range(lengths.shape[0]):
+        first, n, bonus = first_rows[b], lengths[b], has_bonus[b]
+        if rule == _DRAWS:
+            q[:] = 0.0
+            for i in range(n + 1 if bonus else n):
+                u = u_accept[b, i] if i < n else u_emit[b]
+                out[b, i] = emit_row(p[first + i], law_ids[b, 0], q, q, q, u, sums, stretch)
+                if i == n or out[b, i] < 0 or out[b, i] != tokens[b, i]:
+                    break
+            continue
+        for i in range(n):
+            if _mass_of(tokens[b, i], law_ids[b, i], law[b, i]) == 0:
+                n, bonus = i, True
+                break
+        kept, scale = _kept(
+            rule == _BLOCK, p, first, n, tokens[b], law_ids[b], law[b], u_accept[b], held, q
+        )
         for i in range(kept):
             out[b, i] = tokens[b, i]
-        if kept == n and not has_bonus[b]:
-            continue
-        row = p[first + kept]
-        if kept < n:
-            weights[:] = row
-            row = weights
-            for e in range(law_ids.shape[2]):
-                taken = np.float32(law[b, kept, e] / scale)
-                row[law_ids[b, kept, e]] -= taken
-            for e in range(law_ids.shape[2]):
-                row[law_ids[b, kept, e]] = max(row[law_ids[b, kept, e]], np.float32(0))
-        out[b, kept] = _quantile(row, u_emit[b], sums)
+        if kept == n:
+            if not bonus:
+                continue
+            held[:], q[:], weights[:] = 0.0, 0.0, 0.0
+        else:
+            read_support(p[first + kept], law_ids[b, kept], law[b, kept], held, q)
+            for e in range(entries):
+                weights[e] = positive(held[e] - q[e] / scale)
+        ids = law_ids[b, min(kept, law_ids.shape[1] - 1)]
+        out[b, kept] = emit_row(p[first + kept], ids, q, held, weights, u_emit[b], sums, stretch)
 
 
-def _run(block: bool, p: Tensor, chains: Chains, u_accept: Tensor, u_emit: Tensor) -> Tensor:
+def _run(rule: int, p: Tensor, chains: Chains, u_accept: Tensor, u_emit: Tensor) -> Tensor:
     batch, steps = chains.tokens.shape
     out = np.full((batch, steps + 1), PLACEHOLDER, np.int32)
     # Contiguous, so that numba sees one type whatever the batch and compiles once.
     _verify(
-        block, p.contiguous().numpy(), chains.first_rows.numpy(), chains.lengths.numpy(),
+        rule, p.contiguous().numpy(), chains.first_rows.numpy(), chains.lengths.numpy(),
         chains.has_bonus.numpy(), chains.tokens.numpy(), chains.law_ids.numpy(),
         chains.law.numpy(), np.ascontiguousarray(u_accept), np.ascontiguousarray(u_emit), out,
     )  # fmt: skip
@@ -129,9 +123,14 @@ def _run(block: bool, p: Tensor, chains: Chains, u_accept: Tensor, u_emit: Tenso
 
 def verify_token(p: Tensor, chains: Chains, u_accept: Tensor, u_emit: Tensor) -> Tensor:
     """:func:`vllm_plugin.rules.verify_token` for tensors in main memory."""
-    return _run(False, p, chains, u_accept, u_emit)
+    return _run(_TOKEN, p, chains, u_accept, u_emit)
 
 
 def verify_block(p: Tensor, chains: Chains, u_accept: Tensor, u_emit: Tensor) -> Tensor:
     """:func:`vllm_plugin.rules.verify_block` for tensors in main memory."""
-    return _run(True, p, chains, u_accept, u_emit)
+    return _run(_BLOCK, p, chains, u_accept, u_emit)
+
+
+def verify_draws(p: Tensor, chains: Chains, u_accept: Tensor, u_emit: Tensor) -> Tensor:
+    """:func:`vllm_plugin.rules.verify_draws` for tensors in main memory."""
+    return _run(_DRAWS, p, chains, u_accept, u_emit)

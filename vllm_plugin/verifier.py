@@ -21,15 +21,11 @@ from vllm.v1.sample.ops.topk_topp_sampler import apply_top_k_top_p
 from vllm.v1.sample.rejection_sampler import RejectionSampler
 from vllm.v1.spec_decode.metadata import SpecDecodeMetadata
 
-from vllm_plugin import rules, rules_cpu
+from vllm_plugin import rules
+from vllm_plugin.backends import backend
 from vllm_plugin.keyed_sampler import KeyedTopKTopP, keyed_choice
 from vllm_plugin.row_laws import row_laws
 from vllm_plugin.row_requests import rows_as_requests
-
-RULES = {
-    "cpu": {"token": rules_cpu.verify_token, "block": rules_cpu.verify_block},
-    "other": {"token": rules.verify_token, "block": rules.verify_block},
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +62,7 @@ class Verifier(RejectionSampler):
     def __init__(self, runner: Any, rule: str) -> None:
         super().__init__(runner.sampler, runner.speculative_config, runner.device)
         self.runner = runner
-        on_cpu = torch.device(runner.device).type == "cpu"
-        self.rule = RULES["cpu" if on_cpu else "other"][rule]
+        self.rule = backend(runner.device).chains[rule]
         if not isinstance(self.sampler.topk_topp_sampler, KeyedTopKTopP):
             self.sampler.topk_topp_sampler = KeyedTopKTopP(self.sampler.topk_topp_sampler)
         holder = runner.input_batch.thinking_budget_state_holder

@@ -37,7 +37,12 @@ SETTINGS = {
     "T=0.7, top-k": Sampling(0.7, top_k=4),
     "T=1, top-k": Sampling(1.0, top_k=4),
 }
-TOKEN_RULE = ("T=1", "T=0.7, top-p", "T=1, top-k")  # the others run with the block rule
+OTHER_RULES = {  # the others run with the block rule
+    "T=1": "token",
+    "T=0.7, top-p": "token",
+    "T=1, top-k": "token",
+    "T=1, top-p": "match",
+}
 BINS = 50  # at most: cells are merged until each bin expects N / BINS counts
 TESTS = 32
 
@@ -58,7 +63,7 @@ def exact(model: Path) -> Any:
     return law
 
 
-@pytest.fixture(scope="module", params=["block", "token"])
+@pytest.fixture(scope="module", params=["block", "match", "token"])
 def rule(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
@@ -123,8 +128,8 @@ def test_power(exact: Any, name: str) -> None:
 def test_drafted_positions_follow_the_target_law(
     llm: Any, exact: Any, rule: str, name: str
 ) -> None:
-    if (rule == "token") != (name in TOKEN_RULE):
-        pytest.skip("each setting runs with one of the two rules")
+    if rule != OTHER_RULES.get(name, "block"):
+        pytest.skip("each setting runs with one of the rules")
     before = counters(llm)
     tokens = sample(llm, SETTINGS[name], N, seeded=True)
     after = counters(llm)

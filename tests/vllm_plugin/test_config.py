@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from proposers import table
+from vllm_plugin.backends import CHAIN_RULES
 from vllm_plugin.config import (
     MAX_DRAFT_LENGTH,
     MAX_ORDER,
@@ -94,8 +95,12 @@ def test_wrong_types_are_named(key: str, value: object) -> None:
 
 def test_a_wrong_rule_is_answered_with_the_rules() -> None:
     text = sentence({"rule": "best"})
-    assert "'token'" in text
-    assert "'block'" in text
+    assert all(f"'{rule}'" in text for rule in CHAIN_RULES)
+
+
+@pytest.mark.parametrize("rule", CHAIN_RULES)
+def test_every_chain_rule_can_be_asked_for(rule: str) -> None:
+    assert read_options({"specproof": {"rule": rule}}).rule == rule
 
 
 @pytest.mark.parametrize("section", [4, "order=4", ["order"], None, True])

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from theory.equivalence import goodness_of_fit, joint_counts, sample_size
 from vllm_plugin import rules, rules_cpu
+from vllm_plugin.emission import emit, on_support
 from vllm_plugin.rules import Chains
 
 Law = NDArray[np.float64]
@@ -117,9 +118,12 @@ LAWS = ("random", "reversed", "equal", "point", "disjoint", "truncated")
 RULES = {
     "token": rules.verify_token,
     "block": rules.verify_block,
+    "match": rules.verify_draws,
     "token, CPU": rules_cpu.verify_token,
     "block, CPU": rules_cpu.verify_block,
+    "match, CPU": rules_cpu.verify_draws,
 }
+WITH_Q = [rule for rule in RULES if not rule.startswith("match")]
 
 
 def test_power() -> None:
@@ -179,7 +183,7 @@ def _token_efficiency(p: Law, q: Law) -> float:
 
 
 @pytest.mark.parametrize("law", LAWS)
-@pytest.mark.parametrize("rule", ["token", "block"])
+@pytest.mark.parametrize("rule", ["token", "block", "match"])
 @pytest.mark.parametrize("has_bonus", [True, False])
 def test_both_back_ends_emit_the_same_tokens(rule: str, law: str, has_bonus: bool) -> None:
     p, q = _laws(law)
@@ -200,6 +204,18 @@ def test_token_rule_reaches_its_closed_form(law: str) -> None:
 
 
 @pytest.mark.parametrize("law", LAWS)
+def test_match_rule_accepts_what_the_target_draws_too(law: str) -> None:
+    p, q = _laws(law)
+    alive, expected = np.eye(V + 1)[V], 1.0
+    for _ in range(K):
+        alive = np.append(alive @ (p * q), 0.0)
+        expected += alive.sum()
+    assert _block_efficiency(rules.verify_draws, p, q) == pytest.approx(
+        expected, abs=6 * K / N**0.5
+    )
+
+
+@pytest.mark.parametrize("law", LAWS)
 def test_block_rule_is_never_below_the_token_rule(law: str) -> None:
     p, q = _laws(law)
     gain = _block_efficiency(rules.verify_block, p, q) - _token_efficiency(p, q)
@@ -211,39 +227,50 @@ def test_block_rule_is_never_below_the_token_rule(law: str) -> None:
         assert gain > -6 * K / N**0.5
 
 
+def _finish(
+    p: torch.Tensor, chains: Chains, kept: torch.Tensor, scale: torch.Tensor, v: torch.Tensor
+) -> torch.Tensor:
+    """The kept drafts and one token from norm((scale p - q)+)."""
+    each = torch.arange(N)
+    place = kept.clamp(max=K - 1)
+    rows = chains.first_rows + kept
+    ids, law = chains.law_ids[each, place], chains.law[each, place]
+    held, q = on_support(p, rows, ids, law)
+    left = torch.where((kept == K)[:, None], held, (held - q / scale[:, None]).clamp(min=0))
+    return rules.assemble(chains, kept, emit(p, rows, ids, held, left, v))
+
+
 def _without_residual(
     p: torch.Tensor, chains: Chains, u: torch.Tensor, v: torch.Tensor
 ) -> torch.Tensor:
     """Refusals answered from p."""
-    flat = Chains(
-        chains.first_rows, chains.lengths, chains.has_bonus, chains.tokens, chains.law_ids,
-        chains.law * 0,
-    )  # fmt: skip
-    right = rules.verify_token(p, chains, u, v)
-    kept = (right >= 0).sum(1) - 1
-    wrong = rules._emit(p, flat, kept, torch.ones_like(v), v)
-    return wrong
+    kept = (rules.verify_token(p, chains, u, v) >= 0).sum(1) - 1
+    return _finish(p, chains, kept, torch.full_like(v, 1e300), v)
 
 
 def _equality(p: torch.Tensor, chains: Chains, u: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
     """A draw from p compared with a stochastic draft, with the residual of another rule."""
     argmax = p.argmax(-1)[chains.first_rows[:, None] + torch.arange(K)]
     kept = (argmax == chains.tokens).long().cumprod(1).sum(1)
-    return rules._emit(p, chains, kept, torch.ones_like(v), v)
+    return _finish(p, chains, kept, torch.ones_like(v), v)
 
 
 def _block_stops_early(
     p: torch.Tensor, chains: Chains, u: torch.Tensor, v: torch.Tensor
 ) -> torch.Tensor:
     """The block rule kept up to its first failure instead of its last success."""
-    steps = chains.tokens.shape[1]
-    p_of, q_of, _ = rules._gather(p, chains)
-    walk = (p_of / q_of).log().cumsum(1)
+    rows = chains.first_rows[:, None] + torch.arange(K)
+    held, q = on_support(p, rows, chains.law_ids, chains.law)
+    drawn = chains.law_ids == chains.tokens[:, :, None]
+    ratios = torch.where(drawn, held, 0.0).sum(-1) / torch.where(drawn, q, 0.0).sum(-1)
+    walk = ratios.log().cumsum(1)
     reach = (walk - walk.cummax(1).values.clamp(min=0)).exp()
-    kept = (u < reach).long().cumprod(1).sum(1)
+    mass = (reach[:, :-1, None] * held[:, 1:] - q[:, 1:]).clamp(min=0).sum(-1)
+    thresholds = reach.clone()
+    thresholds[:, :-1] = mass / (mass + 1 - reach[:, :-1])
+    kept = (u < thresholds).long().cumprod(1).sum(1)
     scale = torch.cat([torch.ones_like(v)[:, None], reach], 1).gather(1, kept[:, None])[:, 0]
-    assert steps == K
-    return rules._emit(p, chains, kept, scale, v)
+    return _finish(p, chains, kept, scale, v)
 
 
 @pytest.mark.parametrize("wrong", [_without_residual, _equality, _block_stops_early])
@@ -252,7 +279,7 @@ def test_wrong_rules_are_refuted(wrong: Rule) -> None:
     assert not _fit(_decode(wrong, p, q), p)
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", WITH_Q)
 def test_a_q_that_was_not_drawn_from_is_refuted(rule: str) -> None:
     p, q = _laws("random")
     other = 0.8 * q + 0.2 / V
@@ -260,12 +287,13 @@ def test_a_q_that_was_not_drawn_from_is_refuted(rule: str) -> None:
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_an_unnormalised_q_is_refuted(rule: str) -> None:
+def test_an_unnormalised_q_is_normalised(rule: str) -> None:
+    """Whatever draws from unnormalised weights draws from their normalised law."""
     p, q = _laws("random")
-    assert not _fit(_decode(RULES[rule], p, q, published=0.8 * q), p)
+    assert _fit(_decode(RULES[rule], p, q, published=0.8 * q), p)
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", WITH_Q)
 def test_dropping_a_draft_for_its_value_is_refuted(rule: str) -> None:
     p, q = _laws("random")
     assert not _fit(_decode(RULES[rule], p, q, drop=lambda x: x == 0), p)
@@ -301,6 +329,6 @@ def test_a_residual_of_zero_mass_still_emits_a_token() -> None:
         torch.full((1, 1, V), 1 / V, dtype=torch.float64),
     )
     top = torch.full((1, 1), 1 - 2**-53, dtype=torch.float64)
-    for rule in RULES.values():
-        tokens = rule(p, chains, top, top[:, 0])
+    for rule in WITH_Q:
+        tokens = RULES[rule](p, chains, top, top[:, 0])
         assert ((tokens >= 0) & (tokens < V)).all()
