@@ -1,0 +1,315 @@
+"""One thing to test: laws p and q, and how many candidates (of a node) or drafts (of a chain)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from fractions import Fraction
+from itertools import product
+
+import numpy as np
+from numpy.typing import NDArray
+
+from theory.laws import Floats, Ints
+from theory.testing.draws import inverse_cdf
+from theory.testing.schemes import Scheme
+from theory.testing.verifier import Kind
+
+Tree = tuple[Floats, ...]
+"""Laws after every prefix: entry d has shape (V^d, V), prefixes as numbers in base V."""
+DENOMINATORS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20)
+
+
+@dataclass(frozen=True)
+class Case:
+    """Laws over `size` tokens and n = candidates of a node, or drafts of a chain.
+
+    p and q are trees: a node has depth 0 only; a chain of n drafts has p at depths 0..n and q at
+    depths 0..n-1.
+    """
+
+    name: str
+    kind: Kind
+    n: int
+    p: Tree = field(repr=False)
+    q: Tree = field(repr=False)
+
+    @property
+    def size(self) -> int:
+        """Number of tokens."""
+        return int(self.p[0].shape[1])
+
+    @property
+    def width(self) -> int:
+        """Tokens that a verifier returns: 1, or n + 1."""
+        return 1 if self.kind == "node" else self.n + 1
+
+    @property
+    def cells(self) -> int:
+        """Outcomes: tokens of a node, sequences of n + 1 tokens of a chain."""
+        return int(self.size**self.width)
+
+    @property
+    def expected(self) -> Floats:
+        """The target's own law over the outcomes."""
+        law = self.p[0].reshape(-1)
+        for laws in self.p[1:]:
+            law = (law[:, None] * laws).reshape(-1)
+        return np.asarray(law)
+
+    @property
+    def complexity(self) -> tuple[float, ...]:
+        """What shrinking makes smaller: tokens, candidates, different laws, denominators, zeros."""
+        laws = [tuple(law) for tree in (self.p, self.q) for level in tree for law in level.tolist()]
+        different = sorted(set(laws))
+        fineness = sum(denominator(np.array(law)) for law in different)
+        return (self.size, self.n, len(different), fineness, -sum(m == 0 for m in sum(laws, ())))
+
+    def candidate_law(self, scheme: Scheme) -> tuple[Ints, Floats]:
+        """Every tuple of candidates (R, n) that a scheme can offer, and its probability (R,)."""
+        assert scheme.law is not None
+        if self.kind == "node":
+            law = scheme.law(self.q[0][0], self.n)
+            rows = [tuple(drawn) + (-1,) * (self.n - len(drawn)) for drawn in law]
+            return np.array(rows, dtype=np.int64), np.array(list(law.values()))
+        chains: list[tuple[tuple[int, ...], float]] = [((), 1.0)]
+        for depth in range(self.n):
+            grown: list[tuple[tuple[int, ...], float]] = []
+            for drawn, chance in chains:
+                if -1 in drawn:
+                    grown.append(((*drawn, -1), chance))
+                    continue
+                here = scheme.law(self.q[depth][prefix_number(drawn, self.size)], 1)
+                grown += [((*drawn, x), chance * mass) for (x,), mass in here.items()]
+            chains = grown
+        return (
+            np.array([drawn for drawn, _ in chains], dtype=np.int64),
+            np.array([chance for _, chance in chains]),
+        )
+
+    def smaller(self) -> Iterator[Case]:
+        """Cases that are simpler in one respect, the most ambitious first."""
+        if self.n > 1:
+            yield self._with_n(self.n - 1)
+        if self.size > 2:
+            for gone in range(self.size):
+                smaller = self._without_token(gone)
+                if smaller is not None:
+                    yield smaller
+        for tree in ("p", "q", "pq"):
+            if self.kind == "chain" and self.n >= 1:
+                yield self._homogeneous(tree)
+        for parts in DENOMINATORS:
+            for tree in ("pq", "q", "p"):
+                yield self._rounded(tree, parts)
+
+    def _with_n(self, n: int) -> Case:
+        if self.kind == "node":
+            return Case(self.name, self.kind, n, self.p, self.q)
+        return Case(self.name, self.kind, n, self.p[: n + 1], self.q[:n])
+
+    def _without_token(self, gone: int) -> Case | None:
+        kept = [x for x in range(self.size) if x != gone]
+        trees: list[Tree] = []
+        for tree in (self.p, self.q):
+            levels = []
+            for depth, level in enumerate(tree):
+                rows = [prefix_number(h, self.size) for h in product(kept, repeat=depth)]
+                laws = level[rows][:, kept]
+                whole = laws.sum(axis=1, keepdims=True)
+                if not np.all(whole > 0):
+                    return None
+                levels.append(laws / whole)
+            trees.append(tuple(levels))
+        return Case(self.name, self.kind, self.n, trees[0], trees[1])
+
+    def _homogeneous(self, which: str) -> Case:
+        """The law after the empty prefix, everywhere."""
+
+        def flat(tree: Tree) -> Tree:
+            return tuple(np.repeat(tree[0], level.shape[0], axis=0) for level in tree)
+
+        return Case(
+            self.name,
+            self.kind,
+            self.n,
+            flat(self.p) if "p" in which else self.p,
+            flat(self.q) if "q" in which else self.q,
+        )
+
+    def _rounded(self, which: str, parts: int) -> Case:
+        def rounded(tree: Tree) -> Tree:
+            return tuple(np.apply_along_axis(round_law, 1, level, parts) for level in tree)
+
+        return Case(
+            self.name,
+            self.kind,
+            self.n,
+            rounded(self.p) if "p" in which else self.p,
+            rounded(self.q) if "q" in which else self.q,
+        )
+
+    def __str__(self) -> str:
+        what = "candidates" if self.kind == "node" else "drafts"
+        lines = [f"{self.size} tokens, {self.n} {what} ({self.name})"]
+        for name, tree in (("p", self.p), ("q", self.q)):
+            if all(np.array_equal(level, np.broadcast_to(tree[0], level.shape)) for level in tree):
+                lines.append(f"{name} = {show_law(tree[0][0])}")
+                continue
+            for depth, level in enumerate(tree):
+                for row, law in zip(product(range(self.size), repeat=depth), level, strict=True):
+                    after = " ".join(map(str, row))
+                    lines.append(f"{name}(. | {after}) = {show_law(law)}")
+        return "\n".join(lines)
+
+    def as_dict(self) -> dict[str, object]:
+        """Plain numbers, for JSON."""
+        return {
+            "name": self.name,
+            "kind": self.kind,
+            "vocabulary": self.size,
+            "candidates": self.n,
+            "p": [level.tolist() for level in self.p],
+            "q": [level.tolist() for level in self.q],
+        }
+
+
+@dataclass(frozen=True)
+class Family:
+    """Cases of one kind, size and n, stacked so that rows of different cases share a batch."""
+
+    cases: tuple[Case, ...]
+    p: Tree
+    q: Tree
+
+    @classmethod
+    def of(cls, cases: tuple[Case, ...]) -> Family:
+        """Trees of all cases, entry d of shape (C, V^d, V)."""
+        p = tuple(np.stack(levels) for levels in zip(*(c.p for c in cases), strict=True))
+        q = tuple(np.stack(levels) for levels in zip(*(c.q for c in cases), strict=True))
+        return cls(cases, p, q)
+
+    @property
+    def first(self) -> Case:
+        """Any case: all agree in kind, size and n."""
+        return self.cases[0]
+
+    def inputs(self, owner: Ints, candidates: Ints) -> tuple[Floats, Floats]:
+        """p and q as a sampler takes them, for rows of case `owner` (B,) with their candidates."""
+        if self.first.kind == "node":
+            return self.p[0][owner, 0], self.q[0][owner, 0]
+        prefix = np.zeros_like(owner)
+        p, q = [self.p[0][owner, prefix]], []
+        for depth in range(self.first.n):
+            q.append(self.q[depth][owner, prefix])
+            prefix = prefix * self.first.size + np.maximum(candidates[:, depth], 0)
+            p.append(self.p[depth + 1][owner, prefix])
+        return np.stack(p, axis=1), np.stack(q, axis=1)
+
+    def draw(self, scheme: Scheme, owner: Ints, noise: Floats) -> Ints:
+        """Candidates (B, n) from draft noise (B, n)."""
+        if self.first.kind == "node":
+            return scheme.draw(self.q[0][owner, 0], noise)
+        drawn = np.empty(noise.shape, dtype=np.int64)
+        prefix, alive = np.zeros_like(owner), np.ones(owner.size, dtype=bool)
+        for depth in range(self.first.n):
+            x = scheme.draw(self.q[depth][owner, prefix], noise[:, depth : depth + 1])[:, 0]
+            alive &= x >= 0
+            drawn[:, depth] = np.where(alive, x, -1)
+            prefix = prefix * self.first.size + np.maximum(drawn[:, depth], 0)
+        return drawn
+
+    def encode(self, tokens: NDArray[np.generic], rows: int) -> Ints:
+        """One number a row for what was emitted, -1 for what is no outcome at all.
+
+        Raises ValueError for another shape or type than a sampler must return.
+        """
+        first = self.first
+        emitted = np.asarray(tokens)
+        wanted = (rows,) if first.kind == "node" else (rows, first.width)
+        if emitted.shape != wanted or emitted.dtype.kind not in "iu":
+            raise ValueError(
+                f"a sampler of kind {first.kind!r} must return integers of shape {wanted} here; "
+                f"got {emitted.dtype} of shape {emitted.shape}"
+            )
+        emitted = emitted.astype(np.int64).reshape(rows, first.width)
+        count = (emitted >= 0).sum(axis=1)
+        ends = np.arange(first.width) < count[:, None]
+        fine = np.all((emitted >= 0) == ends, axis=1) & (count > 0)
+        fine &= np.all(emitted < first.size, axis=1) & np.all(emitted >= -1, axis=1)
+        code = np.zeros(rows, dtype=np.int64)
+        for place in range(first.width):
+            code = code * (first.size + 1) + emitted[:, place] + 1
+        return np.where(fine, code, -1)
+
+    def decode(self, codes: Ints) -> Ints:
+        """The tokens (B, width) of codes that are outcomes."""
+        first = self.first
+        digits = [
+            codes // (first.size + 1) ** (first.width - 1 - place) % (first.size + 1) - 1
+            for place in range(first.width)
+        ]
+        return np.stack(digits, axis=1)
+
+    def completed(self, case: int, codes: Ints, masses: Floats) -> tuple[Floats, float]:
+        """Law over the outcomes when what was emitted is continued by p, and the mass of no outcome.
+
+        `theory.exact_sequences.completed` in floats, batched over the different codes.
+        """
+        first = self.first
+        tokens, fine = self.decode(codes[codes >= 0]), masses[codes >= 0]
+        invalid = float(masses[codes < 0].sum())
+        law = np.zeros(first.cells)
+        lengths = (tokens >= 0).sum(axis=1)
+        for length in range(1, first.width + 1):
+            here = tokens[lengths == length, :length]
+            start = np.zeros(first.size**length)
+            number = here @ first.size ** np.arange(length - 1, -1, -1)
+            np.add.at(start, number, fine[lengths == length])
+            for depth in range(length, first.width):
+                start = (start[:, None] * self.p[depth][case]).reshape(-1)
+            law += start
+        return law, invalid
+
+    def continued(self, owner: Ints, codes: Ints, noise: Floats) -> Ints:
+        """The cell of each row when p continues what was emitted with `noise` (B, width)."""
+        tokens = self.decode(np.maximum(codes, 0))
+        cell = np.zeros_like(owner)
+        for depth in range(self.first.width):
+            y = inverse_cdf(self.p[depth][owner, cell], noise[:, depth])
+            cell = cell * self.first.size + np.where(tokens[:, depth] >= 0, tokens[:, depth], y)
+        return np.where(codes >= 0, cell, -1)
+
+
+def prefix_number(prefix: tuple[int, ...], size: int) -> int:
+    """A prefix as a number in base `size`."""
+    number = 0
+    for x in prefix:
+        number = number * size + x
+    return number
+
+
+def denominator(law: Floats) -> int:
+    """The smallest d up to 60 with every probability a multiple of 1/d, or 1000."""
+    for d in range(1, 61):
+        if np.all(np.abs(law * d - np.round(law * d)) < 1e-9):
+            return d
+    return 1000
+
+
+def round_law(law: Floats, parts: int) -> Floats:
+    """The nearest law with probabilities in multiples of 1/parts, by largest remainders."""
+    scaled = law * parts
+    whole = np.floor(scaled + 1e-9)
+    short = parts - int(whole.sum())
+    if short > 0:
+        whole[np.argsort(-(scaled - whole), kind="stable")[:short]] += 1
+    return np.asarray(whole / whole.sum())
+
+
+def show_law(law: Floats) -> str:
+    """[1/2, 3/10, 1/5] where that is what it is, otherwise decimals."""
+    d = denominator(law)
+    if d == 1000:
+        return "[" + ", ".join(f"{mass:.6g}" for mass in law) + "]"
+    return "[" + ", ".join(str(Fraction(round(mass * d), d)) for mass in law) + "]"
