@@ -92,10 +92,7 @@ def integrate(
         owner, mass = owner[parent], mass[parent] * (high - low)
         fixed = np.concatenate([fixed[parent], 0.5 * (low + high)[:, None]], axis=1)
     codes = np.concatenate(
-        [
-            evaluate(owner[i : i + BATCH], fixed[i : i + BATCH])
-            for i in range(0, owner.size, BATCH)
-        ]
+        [evaluate(owner[i : i + BATCH], fixed[i : i + BATCH]) for i in range(0, owner.size, BATCH)]
     )
     return Boxes(owner, codes, mass, tuple(levels))
 

@@ -252,7 +252,7 @@ class Family:
         return np.stack(digits, axis=1)
 
     def completed(self, case: int, codes: Ints, masses: Floats) -> tuple[Floats, float]:
-        """Law over the outcomes when what was emitted is continued by p, and the mass of no outcome.
+        """Law over the outcomes when p continues what was emitted, and the mass of no outcome.
 
         `theory.exact_sequences.completed` in floats, batched over the different codes.
         """
@@ -276,8 +276,12 @@ class Family:
         tokens = self.decode(np.maximum(codes, 0))
         cell = np.zeros_like(owner)
         for depth in range(self.first.width):
-            y = inverse_cdf(self.p[depth][owner, cell], noise[:, depth])
-            cell = cell * self.first.size + np.where(tokens[:, depth] >= 0, tokens[:, depth], y)
+            y = tokens[:, depth].copy()
+            left = np.flatnonzero(y < 0)
+            if left.size:
+                law = self.p[depth][owner[left], cell[left]]
+                y[left] = inverse_cdf(law, noise[left, depth])
+            cell = cell * self.first.size + y
         return np.where(codes >= 0, cell, -1)
 
 

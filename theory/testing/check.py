@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from theory.equivalence import FitPlan, plan_fit
+from theory.equivalence import Alternative, FitPlan, plan_fit
 from theory.laws import Floats
 from theory.testing.adversarial import NARROW, groups
 from theory.testing.boxes import Boxes, NotBoxes, integrate
@@ -47,7 +47,7 @@ def check_sampler(
     ----------
     sampler : (p, q, candidates, uniforms) -> tokens, batched; see `theory.testing.Sampler`. A
         `Verifier` brings its own kind, drafts and name.
-    vocabulary : number of tokens; 2, 3 and 4 are tested as well. A sequence gives exactly the sizes.
+    vocabulary : number of tokens; 2, 3 and 4 are tested too. A sequence gives exactly the sizes.
     candidates : candidates of a node, or drafts of a chain: 1, 2, ... up to this. A sequence gives
         exactly the numbers.
     budget : probability that a lossless sampler is refuted, over the whole check.
@@ -73,9 +73,7 @@ def check_sampler(
         _numbers(candidates, "candidates", least=1, below=None),
         budget=budget,
         kind=kind or (sampler.kind if isinstance(sampler, Verifier) else "node"),
-        drafts=scheme(
-            drafts or (sampler.drafts if isinstance(sampler, Verifier) else "iid")
-        ),
+        drafts=scheme(drafts or (sampler.drafts if isinstance(sampler, Verifier) else "iid")),
         seed=seed,
         samples=samples,
         tolerance=tolerance,
@@ -204,9 +202,7 @@ class _Check:
         extra = np.zeros((0, rows.axes))
         for _ in range(4):
             try:
-                boxes = integrate(
-                    rows.evaluate, rows.owner.size, rows.axes, self.rng, extra=extra
-                )
+                boxes = integrate(rows.evaluate, rows.owner.size, rows.axes, self.rng, extra=extra)
             except NotBoxes:
                 return None
             wrong = np.concatenate(
@@ -269,10 +265,13 @@ class _Check:
         invalid = float(1 - valid.mean())
         refuted = invalid > 0 or plan.evaluate(seen).rejected
         emitted = seen / self.samples
+        inside = plan.labels >= 0
+        bins = np.bincount(plan.labels[inside], emitted[inside], plan.law.size)
+        gap = float(np.abs(bins - plan.law).sum()) + float(emitted[~inside].sum()) + invalid
         return Finding(
             case=family.cases[case],
             method="statistical",
-            tv=0.5 * (float(np.abs(emitted - law).sum()) + invalid),
+            tv=0.5 * gap,
             refuted=refuted,
             visible=visible_tv(plan),
             samples=self.samples,
@@ -292,11 +291,12 @@ def visible_tv(plan: FitPlan) -> float:
     impossible = 1 - (1 - POWER) ** (1 / plan.n)
     if plan.degrees_of_freedom == 0:
         return impossible
+    names: tuple[Alternative, ...] = ("half", "largest")
     tv = max(1e-4, impossible)
     while tv < 1:
-        for alternative in ("half", "largest"):
+        for alternative in names:
             try:
-                power = plan.power(tv, alternative, simulations=0)  # type: ignore[arg-type]
+                power = plan.power(tv, alternative, simulations=0)
             except ValueError:
                 continue
             if power >= POWER:

@@ -30,7 +30,7 @@ def mass_of(laws: Floats, tokens: Ints) -> Floats:
 
 
 def residual(p: Floats, q: Floats) -> Floats:
-    """(p - q)+, unnormalised, shape (B, V); p in rows where nothing is left (refusal impossible)."""
+    """(p - q)+, unnormalised, (B, V); p in rows where nothing is left (refusal impossible)."""
     excess = np.maximum(p - q, 0.0)
     return np.where(excess.sum(axis=1, keepdims=True) > 0, excess, p)
 

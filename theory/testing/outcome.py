@@ -21,9 +21,10 @@ class Finding:
     """One case.
 
     tv: total variation between what is emitted (completed by p) and p; exact by integration, or of
-    the empirical law, whose own noise it then includes. visible: a TV that this test would have
-    refuted with probability 0.99. reached: P(the emitted token is a candidate) for a node, tokens a
-    step for a chain; None where the draft noise is integrated too. emitted: the law found.
+    the empirical law over the test's bins, whose own noise it then includes. visible: a TV that
+    this test would have refuted with probability 0.99. reached: P(the emitted token is a candidate)
+    for a node, tokens a step for a chain; None where the draft noise is integrated too. emitted:
+    the law found.
     """
 
     case: Case = field(repr=False)
@@ -58,6 +59,8 @@ class Finding:
         else:
             worst = np.argsort(-np.abs(self.emitted - self.case.expected), kind="stable")[:3]
             for cell in worst:
+                if abs(self.emitted[cell] - self.case.expected[cell]) < 1e-9:
+                    break
                 tokens = [int(cell) // size ** (n - place) % size for place in range(n + 1)]
                 lines.append(
                     f"emits {' '.join(map(str, tokens))} with {self.emitted[cell]:.6g} instead of "
@@ -139,6 +142,15 @@ class Report:
     def _count(self, method: Method) -> int:
         return sum(f.method == method for f in self.findings)
 
+    def _methods(self) -> str:
+        parts = []
+        for method, how in (("exact", "exactly"), ("statistical", "statistically")):
+            tvs = [f.tv for f in self.findings if f.method == method]
+            noise = ", with its noise" if method == "statistical" else ""
+            if tvs:
+                parts.append(f"{len(tvs)} {how} (largest TV {max(tvs):.3g}{noise})")
+        return ", ".join(parts)
+
     def __str__(self) -> str:
         head = {
             "lossless": f"{self.name} is lossless in every case that was tested",
@@ -157,8 +169,7 @@ class Report:
         what = "P(emitted token is a candidate)" if self.kind == "node" else "tokens a step"
         reached = "not measured" if self.reached is None else f"{self.reached:.4f}"
         lines += [
-            f"  {self.kind}, drafts {self.drafts}; {self._count('exact')} cases exactly, "
-            f"{self._count('statistical')} statistically; largest TV {self.tv:.3g}",
+            f"  {self.kind}, drafts {self.drafts}; cases tested: {self._methods()}",
             f"  false-alarm budget {self.budget:g} for all of it; a TV of {self.visible:.3g} "
             f"would be refuted with probability 0.99 (asked for: {self.resolution:g})",
             f"  mean {what}: {reached}; {self.calls} calls, {self.rows} rows",

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from theory.laws import Floats, Ints
-from theory.testing.cases import Case, Family
+from theory.testing.cases import Family
 from theory.testing.schemes import Scheme
 from theory.testing.verifier import Sampler
 
@@ -124,8 +124,6 @@ class Rows:
         if self.candidates is None:
             return None
         return _reached(self.family, codes, self.candidates[rows])
-
-
 
 
 def _reached(family: Family, codes: Ints, candidates: Ints) -> Floats:

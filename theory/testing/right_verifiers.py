@@ -167,9 +167,7 @@ def _recursive(
     return np.where(done, result, inverse_cdf(target, uniforms[:, -1]))
 
 
-def finish(
-    p: Floats, q: Floats, candidates: Ints, kept: Ints, scale: Floats, u: Floats
-) -> Ints:
+def finish(p: Floats, q: Floats, candidates: Ints, kept: Ints, scale: Floats, u: Floats) -> Ints:
     """The kept drafts, then one token from norm((scale p - q)+), or from p after a whole chain."""
     batch, steps = candidates.shape
     each = np.arange(batch)

@@ -11,9 +11,7 @@ KEPT = 0.1
 """A shrunk example keeps at least this part of the TV, so that it still shows the mistake."""
 
 
-def shrink(
-    failing: Finding, find: Callable[[Case], Finding | None], *, attempts: int
-) -> Finding:
+def shrink(failing: Finding, find: Callable[[Case], Finding | None], *, attempts: int) -> Finding:
     """The simplest case that still fails, by at most `attempts` tests; deterministic.
 
     `find` tests a case. A simpler case (`Case.complexity`) is taken as soon as it is refuted with
