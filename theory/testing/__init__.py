@@ -13,13 +13,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from theory.testing import right_verifiers, wrong_verifiers
-    from theory.testing.check import assert_lossless, check_sampler
+    from theory.testing.cases import Case
+    from theory.testing.check import assert_lossless, check_sampler, examine
     from theory.testing.outcome import Report
     from theory.testing.schemes import Scheme
     from theory.testing.streams import check_streams
     from theory.testing.verifier import Sampler, Verifier
 
 _HOME = {
+    "Case": "cases",
     "Report": "outcome",
     "Sampler": "verifier",
     "Scheme": "schemes",
@@ -27,11 +29,13 @@ _HOME = {
     "assert_lossless": "check",
     "check_sampler": "check",
     "check_streams": "streams",
+    "examine": "check",
     "right_verifiers": "",
     "wrong_verifiers": "",
 }
 
 __all__ = [
+    "Case",
     "Report",
     "Sampler",
     "Scheme",
@@ -39,6 +43,7 @@ __all__ = [
     "assert_lossless",
     "check_sampler",
     "check_streams",
+    "examine",
     "right_verifiers",
     "wrong_verifiers",
 ]

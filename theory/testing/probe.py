@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from theory.laws import Floats, Ints
-from theory.testing.cases import Family
+from theory.testing.family import Family
 from theory.testing.schemes import Scheme
 from theory.testing.verifier import Sampler
 
