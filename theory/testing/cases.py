@@ -109,11 +109,13 @@ class Case:
         """Cases that are simpler in one respect, the most ambitious first."""
         if self.n > 1:
             yield self._with_n(self.n - 1)
-        if self.size > 2:
-            for gone in range(self.size):
-                smaller = self._without_token(gone)
+        block = self.size // 2
+        while block >= max(1, self.size // 16):
+            for start in range(0, self.size, block):
+                smaller = self._without(range(start, start + block))
                 if smaller is not None:
                     yield smaller
+            block //= 2
         for tree in ("p", "q", "pq"):
             if self.kind == "chain" and self.n >= 1:
                 yield self._homogeneous(tree)
@@ -126,8 +128,10 @@ class Case:
             return Case(self.name, self.kind, n, self.p, self.q)
         return Case(self.name, self.kind, n, self.p[: n + 1], self.q[:n])
 
-    def _without_token(self, gone: int) -> Case | None:
-        kept = [x for x in range(self.size) if x != gone]
+    def _without(self, gone: range) -> Case | None:
+        kept = [x for x in range(self.size) if x not in gone]
+        if len(kept) < 2:
+            return None
         trees: list[Tree] = []
         for tree in (self.p, self.q):
             levels = []

@@ -38,7 +38,7 @@ def check_sampler(
         `Verifier` brings its own kind, drafts and name.
     vocabulary : number of tokens; 2, 3 and 4 are tested too. A sequence gives exactly the sizes.
     candidates : candidates of a node, or drafts of a chain: 1, 2, ... up to this. A sequence gives
-        exactly the numbers.
+        exactly the numbers. The shrunk example stays within both.
     budget : probability that a lossless sampler is refuted, over the whole check.
     kind : "node" (default) or "chain".
     drafts : "iid" (default), "without_replacement", "top_plus_one" or a `Scheme`.
@@ -83,7 +83,12 @@ def check_sampler(
         refuted = [f for f in here if f.refuted]
         if refuted:
             failing = max(refuted, key=lambda f: f.tv)
-            shrunk = shrink(failing, examiner.find, attempts=60 if examiner.pure else 12)
+            shrunk = shrink(
+                failing,
+                examiner.find,
+                allowed=lambda case: case.size >= sizes[0] and case.n >= counts[0],
+                attempts=60 if examiner.pure else 12,
+            )
             break
     verdict, doubts = _verdict(findings, tolerance, resolution)
     return Report(

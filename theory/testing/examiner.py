@@ -14,8 +14,8 @@ from theory.testing.probe import Probe, Rows
 from theory.testing.schemes import Scheme
 from theory.testing.verifier import Sampler
 
-MAX_ROWS = 2048
-"""Tuples of candidates of a group of cases above which it is tested statistically."""
+MAX_BOXES = 1 << 14
+"""Boxes (tuples of candidates times tokens, at least) above which cases are not integrated."""
 POINTS = 4096
 """Random points of a case at which its integration is tested."""
 MAX_POINTS = 1 << 21
@@ -60,7 +60,8 @@ class Examiner:
     def group(self, cases: tuple[Case, ...]) -> list[Finding]:
         """The findings for cases of one kind, size and n."""
         family = Family.of(cases)
-        if self.pure and family.first.size**family.first.n * len(cases) <= MAX_ROWS:
+        boxes_needed = family.first.size ** (family.first.n + 1) * len(cases)
+        if self.pure and boxes_needed <= MAX_BOXES:
             rows = Rows(self.probe, family)
             boxes = self._boxes(rows)
             if boxes is not None:
@@ -108,7 +109,7 @@ class Examiner:
                 need = 2 * -np.log(self.false_alarm) / (tv - self.tolerance)
                 points = int(min(MAX_POINTS, max(POINTS, np.ceil(need))))
                 clean = self._agreement(rows, boxes, case, points).size == 0
-                refuted = clean and tv - self.tolerance > -np.log(self.false_alarm) / points
+                refuted = clean and bool(tv - self.tolerance > -np.log(self.false_alarm) / points)
             found.append(
                 Finding(
                     case=law,
@@ -136,7 +137,7 @@ class Examiner:
             min_expected=max(5.0, self.samples / MAX_BINS),
         )
         invalid = float(1 - valid.mean())
-        refuted = invalid > 0 or plan.evaluate(seen).rejected
+        refuted = invalid > 0 or bool(plan.evaluate(seen).rejected)
         emitted = seen / self.samples
         inside = plan.labels >= 0
         bins = np.bincount(plan.labels[inside], emitted[inside], plan.law.size)

@@ -11,11 +11,17 @@ KEPT = 0.1
 """A shrunk example keeps at least this part of the TV, so that it still shows the mistake."""
 
 
-def shrink(failing: Finding, find: Callable[[Case], Finding | None], *, attempts: int) -> Finding:
+def shrink(
+    failing: Finding,
+    find: Callable[[Case], Finding | None],
+    *,
+    allowed: Callable[[Case], bool],
+    attempts: int,
+) -> Finding:
     """The simplest case that still fails, by at most `attempts` tests; deterministic.
 
-    `find` tests a case. A simpler case (`Case.complexity`) is taken as soon as it is refuted with
-    at least `KEPT` of the original TV, and shrinking goes on from it.
+    `find` tests a case; only those `allowed` are tried. A simpler case (`Case.complexity`) is taken
+    as soon as it is refuted with at least `KEPT` of the original TV; shrinking goes on from it.
     """
     best, tried = failing, 0
     seen = {str(failing.case)}
@@ -23,7 +29,7 @@ def shrink(failing: Finding, find: Callable[[Case], Finding | None], *, attempts
     while improved and tried < attempts:
         improved = False
         for case in best.case.smaller():
-            if case.complexity >= best.case.complexity or str(case) in seen:
+            if not allowed(case) or case.complexity >= best.case.complexity or str(case) in seen:
                 continue
             if tried >= attempts:
                 break

@@ -1,4 +1,4 @@
-"""check_sampler on samplers of every make: pure, with their own noise, odd, broken, barely wrong."""
+"""check_sampler on samplers of every make: pure, with noise of their own, odd, broken, subtle."""
 
 import json
 
@@ -96,7 +96,7 @@ def test_float32_passes():
 def test_a_bias_of_one_in_a_thousand_is_refuted():
     report = check_sampler(too_eager(1e-3), vocabulary=[3], candidates=1)
     assert report.verdict == "refuted", report
-    assert report.failing.tv < 1e-3
+    assert report.failing.tv < 1.1e-3
     assert report.failing.samples > 4096  # it needed a larger certificate than a coarse one
 
 

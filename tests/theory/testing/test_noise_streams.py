@@ -5,7 +5,7 @@ import pytest
 
 from theory.testing import check_streams
 
-N = 20_000
+N = 60_000
 
 
 def streams(seed=0):
