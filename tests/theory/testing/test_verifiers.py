@@ -4,6 +4,8 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from theory import acceptance_rate
 from theory.exact import emitted_token, law
@@ -151,6 +153,23 @@ def test_chains_have_the_exact_law_of_sequences():
     assert not right.refuted
     tau = float(expected_tokens(block_emitted_law(target, draft, 2)))
     assert right.reached == pytest.approx(tau, abs=1e-8)
+
+
+WEIGHTS = st.lists(st.sampled_from([0, 1, 1, 2, 3, 5, 7]), min_size=4, max_size=4).filter(any)
+NODES = [name for name, verifier in RIGHT.items() if verifier.kind == "node"]
+
+
+@pytest.mark.parametrize("name", NODES)
+@settings(max_examples=15)
+@given(p=WEIGHTS, q=WEIGHTS, k=st.integers(1, 3))
+def test_right_rules_emit_p_for_laws_that_nobody_chose(name, p, q, k):
+    if RIGHT[name].drafts.distinct and np.count_nonzero(q) < k:
+        return
+    case = Case.node(np.array(p) / sum(p), np.array(q) / sum(q), k)
+    found = examine(RIGHT[name], case)
+    assert found.method == "exact"
+    assert not found.refuted
+    assert found.tv < 1e-8
 
 
 def test_rules_that_draw_from_another_law_bring_their_own_drafting():
