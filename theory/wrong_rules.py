@@ -21,6 +21,7 @@ from theory.exact import (
     kseq_verdict,
     residual,
     rrs_verdict,
+    rrs_without_replacement_verdict,
     token_verdict,
 )
 from theory.exact_sequences import Model, SequenceLaw, Tokens, block_constants
@@ -152,6 +153,67 @@ def likelier_token_wins(p: Law, q: Law, k: int) -> NodeLaw:
     )
 
 
+def residual_not_clipped(p: Law, q: Law, k: int) -> NodeLaw:
+    """After a refusal the token comes from norm(|p - q|): the sign was lost, not cut at 0."""
+    gaps = [abs(a - b) for a, b in zip(p, q, strict=True)]
+    whole = sum(gaps, ZERO)
+    left = tuple(gap / whole if whole else gap for gap in gaps)
+    return _node(q, 1, lambda drawn: _either(drawn[0], min(ONE, p[drawn[0]] / q[drawn[0]]), left))
+
+
+def equality_with_the_residual(p: Law, q: Law, k: int) -> NodeLaw:
+    """A sampled draft is accepted if it equals a draw from p, and else replaced from (p-q)+."""
+    left = residual(p, q)
+    return _node(q, 1, lambda drawn: _either(drawn[0], p[drawn[0]], left if any(left) else p))
+
+
+def grammar_refusal_from_p(p: Law, q: Law, k: int) -> NodeLaw:
+    """Trap 4: a draft that the grammar forbids (p = 0) is taken away and its place sampled from p.
+
+    Ordinary refusals are answered rightly.
+    """
+
+    def verdict(drawn: Drawn) -> Verdict:
+        forbidden = p[drawn[0]] == 0
+        return _either(drawn[0], ZERO, p) if forbidden else token_verdict(p, q, drawn)
+
+    return _node(q, 1, verdict)
+
+
+def renormalised_over_valid_tokens(p: Law, q: Law, k: int) -> NodeLaw:
+    """Trap 4: drafts drawn from q, verified with q renormalised over what the grammar allows."""
+    allowed = tuple(b if a else ZERO for a, b in zip(p, q, strict=True))
+    whole = sum(allowed, ZERO)
+    if not whole:
+        return _node(q, 1, lambda drawn: token_verdict(p, q, drawn))
+    claimed = tuple(mass / whole for mass in allowed)
+
+    def verdict(drawn: Drawn) -> Verdict:
+        if not claimed[drawn[0]]:
+            left = residual(p, claimed)
+            return _either(drawn[0], ZERO, left if any(left) else p)
+        return token_verdict(p, claimed, drawn)
+
+    return _node(q, 1, verdict)
+
+
+def wrong_temperature(p: Law, q: Law, k: int) -> NodeLaw:
+    """Drafts drawn at one temperature, verified with q at half of it (q squared, normalised)."""
+    whole = sum((mass * mass for mass in q), ZERO)
+    colder = tuple(mass * mass / whole for mass in q)
+    return _node(q, 1, lambda drawn: token_verdict(p, colder, drawn))
+
+
+def siblings_out_of_draw_order(p: Law, q: Law, k: int) -> NodeLaw:
+    """Recursive rejection without replacement, offered most probable first, not as drawn."""
+
+    def verdict(drawn: Drawn) -> Verdict:
+        ranked = tuple(sorted(drawn, key=lambda x: (-q[x], x)))
+        return rrs_without_replacement_verdict(p, q, ranked)
+
+    return _node(q, k, verdict, "without_replacement")
+
+
 WRONG_RULES: dict[str, WrongRule] = {
     rule.__name__: rule
     for rule in (
@@ -167,9 +229,16 @@ WRONG_RULES: dict[str, WrongRule] = {
         kseq_with_the_token_residual,
         top_plus_one_with_q,
         likelier_token_wins,
+        residual_not_clipped,
+        equality_with_the_residual,
+        grammar_refusal_from_p,
+        renormalised_over_valid_tokens,
+        wrong_temperature,
+        siblings_out_of_draw_order,
     )
 }
-"""Wrong node rules by name. Those that concern several candidates show their fault for k >= 2."""
+"""Wrong node rules by name. Those that concern several candidates show their fault for k >= 2, the
+grammar's where p has zeros. `theory.testing.wrong_verifiers` makes them samplers."""
 
 
 def block_up_to_the_first_failure(

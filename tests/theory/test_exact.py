@@ -17,6 +17,9 @@ from theory.wrong_rules import WRONG_RULES, dropped_rare_draws, rrs_without_reno
 
 F = Fraction
 SKEWED = law(["1/10", "2/5", "1/2"]), law(["1/2", "3/10", "1/5"])
+MASKED = law(["0", "2/5", "3/5"]), SKEWED[1]
+"""A grammar forbids the token that q likes best."""
+GRAMMAR = ("grammar_refusal_from_p", "renormalised_over_valid_tokens")
 
 
 def tv(a, b):
@@ -45,10 +48,16 @@ def test_accepted_means_that_the_token_is_a_candidate(rule):
 
 @pytest.mark.parametrize("wrong", WRONG_RULES.values(), ids=WRONG_RULES.keys())
 def test_every_wrong_rule_is_told_from_p(wrong):
-    p, q = SKEWED
+    p, q = MASKED if wrong.__name__ in GRAMMAR else SKEWED
     emitted = emitted_token(wrong(p, q, 2), len(p))
     assert sum(emitted) == 1
     assert tv(emitted, p) >= F(1, 50)
+
+
+@pytest.mark.parametrize("name", GRAMMAR)
+def test_mistakes_about_the_grammar_need_a_grammar(name):
+    p, q = SKEWED
+    assert emitted_token(WRONG_RULES[name](p, q, 1), len(p)) == p
 
 
 @pytest.mark.parametrize("wrong", WRONG_RULES.values(), ids=WRONG_RULES.keys())

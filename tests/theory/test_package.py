@@ -5,10 +5,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import theory
+import theory.testing
 
 ALLOWED = {"numpy", "scipy", "cvxpy", "rich", "typer", "matplotlib", "theory"}
-SOURCES = sorted(Path(theory.__file__).parent.glob("*.py"))
+SOURCES = sorted(Path(theory.__file__).parent.rglob("*.py"))
 
 
 def imported(tree):
@@ -29,7 +32,7 @@ def test_imports_are_allowed_ones():
 def test_import_loads_nothing_heavy():
     """Neither `import theory` nor the command-line module drags in cvxpy, matplotlib or vllm."""
     code = (
-        "import sys, theory, theory.bounds_cli, theory.stopping_cli\n"
+        "import sys, theory, theory.bounds_cli, theory.stopping_cli, theory.testing\n"
         "heavy = {'torch', 'vllm', 'cvxpy', 'matplotlib', 'scipy', 'proposers', 'vllm_plugin'}\n"
         "print(sorted(heavy & set(sys.modules)))"
     )
@@ -37,11 +40,12 @@ def test_import_loads_nothing_heavy():
     assert done.stdout.strip() == "[]"
 
 
-def test_every_public_name_resolves_and_is_documented():
-    for name in theory.__all__:
-        thing = getattr(theory, name)
-        assert name in ("RULES", "Rule", "Drafts") or thing.__doc__
-    assert set(theory.__all__) == set(theory._HOME)
+@pytest.mark.parametrize("package", [theory, theory.testing], ids=lambda p: p.__name__)
+def test_every_public_name_resolves_and_is_documented(package):
+    for name in package.__all__:
+        thing = getattr(package, name)
+        assert name in ("RULES", "Rule", "Drafts", "Sampler") or thing.__doc__
+    assert set(package.__all__) == set(package._HOME)
 
 
 def test_modules_are_short():
