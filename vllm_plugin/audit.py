@@ -1,0 +1,325 @@
+"""Is this engine lossless? Sample with speculation, compare with the laws it has without.
+
+>>> report = audit_engine(llm)                                     # doctest: +SKIP
+>>> report.verdict
+'lossless'
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from theory.audit_statistics import SequentialAudit
+from theory.head_law import HeadLaw, head_distance, tempered_head
+from vllm_plugin.audit_prompts import TEXTS, Prompt, default_prompts
+from vllm_plugin.audit_report import AuditReport, Verdict
+from vllm_plugin.audit_target import (
+    AuditError,
+    Drafting,
+    EngineTarget,
+    Head,
+    ServerTarget,
+    Target,
+    Texts,
+)
+
+SMALLEST_SHARE = 0.05  # of tested tokens in steps with drafts; below it "lossless" says nothing
+_SMALLEST_TOLERANCE = 1e-4
+_CALIBRATION_TEXTS = 8
+_SHORTEST = 4
+_MOST_SAMPLES = 64
+_SHORT_ROUND = 0.02  # of the time: a shorter round is doubled
+
+__all__ = ["AuditError", "AuditReport", "audit_engine", "audit_target"]
+
+
+def audit_engine(
+    engine: Any,
+    *,
+    prompts: Sequence[Prompt] | None = None,
+    temperature: float = 0.7,
+    budget: float = 1e-6,
+    resolution: float = 0.02,
+    seconds: float = 240.0,
+    tolerance: float | None = None,
+    length: int = 48,
+    samples: int = 4,
+    on_round: Callable[[SequentialAudit, float], None] = lambda statistics, elapsed: None,
+) -> AuditReport:
+    """Audit a vLLM ``LLM``, or the server at a URL: lossless, refuted or undecided.
+
+    Parameters
+    ----------
+    engine : an ``LLM``, or a URL such as ``"http://127.0.0.1:8000"``.
+    prompts : texts or token ids; None for eight that repeat themselves.
+    temperature : of the sampled texts, above 0.
+    budget : probability that a right engine is refuted, at most.
+    resolution : the mean deviation that "lossless" excludes, with confidence 95 %.
+    seconds : no round begins that would end later than this.
+    tolerance : total variation by which measured laws may be off; None measures it.
+    length, samples : tokens of a sampled text, texts of a prompt in the first round.
+    on_round : told the statistics and the seconds after each round.
+
+    Raises
+    ------
+    AuditError
+        One sentence: a setting that cannot be audited, or an engine that does not answer.
+    """
+    if isinstance(engine, str):
+        server = ServerTarget(engine)
+        try:
+            return audit_target(
+                server,
+                engine,
+                prompts=prompts,
+                temperature=temperature,
+                budget=budget,
+                resolution=resolution,
+                seconds=seconds,
+                tolerance=tolerance,
+                length=length,
+                samples=samples,
+                on_round=on_round,
+            )
+        finally:
+            server.close()
+    return audit_target(
+        EngineTarget(engine),
+        str(engine.llm_engine.model_config.model),
+        prompts=prompts,
+        temperature=temperature,
+        budget=budget,
+        resolution=resolution,
+        seconds=seconds,
+        tolerance=tolerance,
+        length=length,
+        samples=samples,
+        on_round=on_round,
+    )
+
+
+def audit_target(
+    target: Target,
+    name: str,
+    *,
+    prompts: Sequence[Prompt] | None = None,
+    temperature: float = 0.7,
+    budget: float = 1e-6,
+    resolution: float = 0.02,
+    seconds: float = 240.0,
+    tolerance: float | None = None,
+    length: int = 48,
+    samples: int = 4,
+    start_seconds: float = 0.0,
+    on_round: Callable[[SequentialAudit, float], None] = lambda statistics, elapsed: None,
+) -> AuditReport:
+    """Audit whatever answers as a :class:`Target`; parameters as in :func:`audit_engine`."""
+    if not temperature > 0:
+        raise AuditError(
+            f"temperature {temperature:g} leaves nothing to chance; an audit tests laws, so give a "
+            "temperature above 0 (greedy texts can be compared token by token)"
+        )
+    if seconds <= 0 or samples < 1:
+        raise AuditError(f"seconds and samples must be positive; got {seconds:g} and {samples}")
+    began = time.monotonic()
+    ids = _token_ids(target, prompts)
+    length = _length(target, ids, length)
+    texts = target.sample(ids, samples, length, temperature)  # also teaches the drafters' tables
+    gap = _numerical_gap(target, ids, texts, temperature) if tolerance is None else None
+    if tolerance is None:
+        tolerance = max(2 * (gap or 0.0), _SMALLEST_TOLERANCE)
+    try:
+        statistics = SequentialAudit(budget=budget, resolution=resolution, tolerance=tolerance)
+    except ValueError as error:
+        raise AuditError(str(error)) from None
+    for prompt in ids:
+        statistics.memory.learn(prompt)
+    before = target.drafting()
+    sequences, round_seconds = 0, 0.0
+    while True:
+        start = time.monotonic()
+        if start - began + round_seconds > seconds and sequences:
+            break
+        texts = target.sample(ids, samples, length, temperature)
+        for prompt, tokens, laws in _scored(target, ids, texts, temperature):
+            statistics.observe(prompt, tokens, laws)
+            sequences += 1
+        statistics.look()
+        on_round(statistics, time.monotonic() - began)
+        if statistics.refuted or statistics.cleared:
+            break
+        round_seconds = time.monotonic() - start
+        if round_seconds < _SHORT_ROUND * seconds and samples < _MOST_SAMPLES:
+            samples *= 2
+    after = target.drafting()
+    drafting = None if before is None or after is None else after.since(before)
+    return _report(
+        statistics,
+        name,
+        temperature,
+        sequences,
+        sequences * (length - 1),
+        drafting,
+        gap,
+        time.monotonic() - began,
+        start_seconds,
+    )
+
+
+def _token_ids(target: Target, prompts: Sequence[Prompt] | None) -> list[list[int]]:
+    if prompts is None:
+        try:
+            return target.tokens_of(TEXTS)
+        except ValueError:  # vLLM's answer for an engine started without a tokenizer
+            assert target.vocabulary is not None
+            return default_prompts(target.vocabulary)
+    if not prompts:
+        raise AuditError("prompts is empty; leave it out for the built-in ones")
+    texts = [prompt for prompt in prompts if isinstance(prompt, str)]
+    read = iter(target.tokens_of(texts) if texts else [])
+    ids = [next(read) if isinstance(prompt, str) else list(prompt) for prompt in prompts]
+    if not all(ids):
+        raise AuditError("a prompt is empty; an audit needs at least one token to continue")
+    return ids
+
+
+def _length(target: Target, prompts: Texts, wanted: int) -> int:
+    """As many tokens as asked for, if they and the token that scoring samples fit the model."""
+    longest = max(len(prompt) for prompt in prompts)
+    length = min(wanted, target.longest_text - longest - 1)
+    if length < _SHORTEST:
+        raise AuditError(
+            f"{_SHORTEST} tokens after a prompt of {longest} must fit the model's "
+            f"{target.longest_text} and be asked for (length {wanted}): shorten the prompts or ask "
+            "for more"
+        )
+    return length
+
+
+def _scored(
+    target: Target, prompts: Texts, texts: list[list[list[int]]], temperature: float
+) -> list[tuple[Sequence[int], list[int], list[HeadLaw]]]:
+    """(prompt, tokens, laws) of every sampled text; equal texts are scored once."""
+    pairs = [(prompt, text) for prompt, some in zip(prompts, texts, strict=True) for text in some]
+    distinct = list(dict.fromkeys((tuple(prompt), tuple(text)) for prompt, text in pairs))
+    heads = target.score([p + t for p, t in distinct], [len(p) for p, _ in distinct])
+    laws = {
+        one: [_law(head, temperature, target.vocabulary) for head in found]
+        for one, found in zip(distinct, heads, strict=True)
+    }
+    return [(prompt, text, laws[tuple(prompt), tuple(text)]) for prompt, text in pairs]
+
+
+def _law(head: Head, temperature: float, vocabulary: int | None) -> HeadLaw:
+    return tempered_head(head[0], head[1], temperature, vocabulary=vocabulary)
+
+
+def _numerical_gap(
+    target: Target, prompts: Texts, texts: list[list[list[int]]], temperature: float
+) -> float:
+    """The largest distance between a scored law and what the engine reports when it samples.
+
+    The engine's own log probabilities come with one token sampled after the prefix, where nothing
+    can be drafted, in batches of another shape; whether they are raw or already at the temperature
+    is decided by which of the two fits.
+    """
+    chosen = [(list(prompt), some[0]) for prompt, some in zip(prompts, texts, strict=True)]
+    chosen = chosen[:_CALIBRATION_TEXTS]
+    heads = target.score([p + t for p, t in chosen], [len(p) for p, _ in chosen])
+    scored = [_law(h, temperature, target.vocabulary) for found in heads for h in found]
+    prefixes = [prompt + text[:i] for prompt, text in chosen for i in range(len(text))]
+    own = target.next_heads(prefixes, temperature)
+    gaps = []
+    for at in (temperature, 1.0):  # raw ones are to be tempered, processed ones are not
+        reported = [_law(head, at, target.vocabulary) for head in own]
+        gaps.append(
+            max(
+                head_distance(one, other) - one.slack - other.slack
+                for one, other in zip(scored, reported, strict=True)
+            )
+        )
+    return max(0.0, min(gaps))
+
+
+def _report(
+    statistics: SequentialAudit,
+    name: str,
+    temperature: float,
+    sequences: int,
+    positions: int,
+    drafting: Drafting | None,
+    gap: float | None,
+    seconds: float,
+    start_seconds: float,
+) -> AuditReport:
+    share = None
+    if drafting is not None:
+        share = min(1.0, (drafting.drafts + drafting.accepted) / max(positions, 1))
+    verdict, reason = _verdict(statistics, drafting, share)
+    return AuditReport(
+        verdict=verdict,
+        reason=reason,
+        target=name,
+        temperature=temperature,
+        false_alarm=statistics.budget,
+        log_evidence=statistics.log_evidence,
+        resolution=statistics.resolution,
+        tv_bound=statistics.tv_bound,
+        confidence=1 - statistics.miss,
+        power=statistics.power(statistics.resolution),
+        tested_tokens=statistics.tested,
+        sequences=sequences,
+        undetermined_tokens=statistics.undetermined,
+        drafting=drafting,
+        drafted_share=share,
+        tolerance=statistics.tolerance,
+        numerical_gap=gap,
+        deviations=tuple(statistics.deviations()),
+        seconds=seconds,
+        start_seconds=start_seconds,
+        limits=_limits(statistics, drafting),
+        curve=tuple(statistics.curve),
+    )
+
+
+def _verdict(
+    statistics: SequentialAudit, drafting: Drafting | None, share: float | None
+) -> tuple[Verdict, str]:
+    if statistics.refuted:
+        return "refuted", "the sampled tokens do not follow the laws that the engine itself reports"
+    if not statistics.tested:
+        return "undecided", "no law was determined well enough to test a token against it"
+    if drafting is None or share is None:
+        return "undecided", "the engine shows no counters, so nobody knows whether it drafted"
+    if not drafting.drafted:
+        return "undecided", "not one draft was verified, so speculation was not tested"
+    if share < SMALLEST_SHARE:
+        return (
+            "undecided",
+            f"only {share:.1%} of the tested tokens came out of steps that verified a draft",
+        )
+    if statistics.cleared:
+        return (
+            "lossless",
+            f"no tested event deviates by {statistics.resolution:g} or more on average "
+            f"(confidence {1 - statistics.miss:.0%}), and nothing was refuted",
+        )
+    return "undecided", "the time ran out before the bound fell below the resolution"
+
+
+def _limits(statistics: SequentialAudit, drafting: Drafting | None) -> tuple[str, ...]:
+    limits = []
+    if statistics.undetermined:
+        limits.append(
+            f"{statistics.undetermined:,} tokens whose law is not determined by the log "
+            "probabilities that the engine gives: allow more of them (max_logprobs), or audit at "
+            "temperature 1"
+        )
+    if drafting is None:
+        limits.append(
+            "whether anything was drafted: start vLLM with its statistics on "
+            "(disable_log_stats=False)"
+        )
+    return tuple(limits)

@@ -1,0 +1,336 @@
+"""What an audit asks of an engine, and the two ways to ask it: an ``LLM`` here, or a server's API.
+
+Exact laws come from *prompt* log probabilities: a sampled text is sent back as a prompt, and one
+forward of it gives the law of each of its tokens given those before. A prompt is never drafted,
+so no part of speculation takes part in what its result is compared with. Prompt log probabilities
+are those of the raw logits; the temperature is applied by the audit.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import httpx
+import numpy as np
+
+from theory.audit_events import FEWEST_TOKENS
+from vllm_plugin.scrape import ScrapeError, scrape
+
+MOST_TOKENS = 256  # of a law's head: beyond it the tail's part of a tempered law is negligible
+_SERVER_HEADS = (128, 64, 20)
+_TIMEOUT = 600.0
+
+Head = tuple[np.ndarray, np.ndarray]
+"""Most probable tokens of a law and their log probabilities, in any order."""
+Texts = Sequence[Sequence[int]]
+
+
+class AuditError(RuntimeError):
+    """An audit that cannot be made, in one sentence."""
+
+
+@dataclass(frozen=True, slots=True)
+class Drafting:
+    """vLLM's counters of speculation: steps that verified drafts, drafted and accepted tokens."""
+
+    drafts: int = 0
+    drafted: int = 0
+    accepted: int = 0
+
+    def since(self, earlier: Drafting) -> Drafting:
+        """What was counted after ``earlier``."""
+        return Drafting(
+            self.drafts - earlier.drafts,
+            self.drafted - earlier.drafted,
+            self.accepted - earlier.accepted,
+        )
+
+
+class Target(Protocol):
+    """An engine under audit."""
+
+    vocabulary: int | None
+    longest_text: int
+    heads: int
+
+    def tokens_of(self, prompts: Sequence[str]) -> list[list[int]]:
+        """Token ids of the prompts."""
+
+    def sample(
+        self, prompts: Texts, samples: int, length: int, temperature: float
+    ) -> list[list[list[int]]]:
+        """``samples`` continuations of ``length`` tokens of each prompt; end tokens do not end."""
+
+    def score(self, texts: Texts, starts: Sequence[int]) -> list[list[Head]]:
+        """Heads of the raw laws of each text's tokens from position ``start`` on."""
+
+    def next_heads(self, prefixes: Texts, temperature: float) -> list[Head]:
+        """Heads that the engine itself reports with one sampled token; no room for a draft."""
+
+    def drafting(self) -> Drafting | None:
+        """The counters now; None where the engine keeps none."""
+
+
+class EngineTarget:
+    """A vLLM ``LLM`` object in this process (its engine core may run in another)."""
+
+    def __init__(self, llm: Any) -> None:
+        self.llm = llm
+        config = llm.llm_engine.model_config
+        self.vocabulary: int | None = int(config.get_vocab_size())
+        self.longest_text = int(config.max_model_len)
+        allowed = self.vocabulary if config.max_logprobs == -1 else int(config.max_logprobs)
+        self.heads = min(allowed, self.vocabulary, MOST_TOKENS)
+        _enough(self.heads, self.vocabulary, "start it with max_logprobs=-1")
+
+    def tokens_of(self, prompts: Sequence[str]) -> list[list[int]]:
+        """Token ids of the prompts by the engine's own tokenizer."""
+        tokenizer = self.llm.get_tokenizer()
+        return [list(tokenizer.encode(prompt)) for prompt in prompts]
+
+    def sample(
+        self, prompts: Texts, samples: int, length: int, temperature: float
+    ) -> list[list[list[int]]]:
+        """See :class:`Target`."""
+        outputs = self._generate(
+            prompts,
+            n=samples,
+            max_tokens=length,
+            temperature=temperature,
+            ignore_eos=True,
+        )
+        return [[list(one.token_ids) for one in output.outputs] for output in outputs]
+
+    def score(self, texts: Texts, starts: Sequence[int]) -> list[list[Head]]:
+        """See :class:`Target`."""
+        outputs = self._generate(
+            texts, max_tokens=1, temperature=0.0, prompt_logprobs=self.heads, flat_logprobs=True
+        )
+        found = []
+        for output, start in zip(outputs, starts, strict=True):
+            flat = output.prompt_logprobs
+            ids, logs = np.array(flat.token_ids), np.array(flat.logprobs)
+            spans = zip(flat.start_indices[start:], flat.end_indices[start:], strict=True)
+            found.append([_best(ids[a:b], logs[a:b], self.heads) for a, b in spans])
+        return found
+
+    def next_heads(self, prefixes: Texts, temperature: float) -> list[Head]:
+        """See :class:`Target`."""
+        outputs = self._generate(
+            prefixes, max_tokens=1, temperature=temperature, logprobs=self.heads
+        )
+        rows = [output.outputs[0].logprobs[0] for output in outputs]
+        return [
+            _best(np.array(list(row)), np.array([one.logprob for one in row.values()]), self.heads)
+            for row in rows
+        ]
+
+    def drafting(self) -> Drafting | None:
+        """See :class:`Target`."""
+        try:
+            metrics = self.llm.get_metrics()
+        except AssertionError:  # vLLM's answer with disable_log_stats
+            return None
+        values: dict[str, int] = {}
+        for metric in metrics:
+            name = metric.name.removeprefix("vllm:spec_decode_num_")
+            if name in ("drafts", "draft_tokens", "accepted_tokens"):
+                values[name] = values.get(name, 0) + int(metric.value)
+        return Drafting(
+            values.get("drafts", 0), values.get("draft_tokens", 0), values.get("accepted_tokens", 0)
+        )
+
+    def _generate(self, texts: Texts, **parameters: Any) -> Any:
+        from vllm import SamplingParams
+
+        asked = SamplingParams(detokenize=False, **parameters)
+        prompts = [{"prompt_token_ids": list(text)} for text in texts]
+        return self.llm.generate(prompts, asked, use_tqdm=False)
+
+
+class ServerTarget:
+    """A vLLM server, through its OpenAI-compatible completions API.
+
+    Needs what vLLM adds to that API: prompts as token ids, ``return_token_ids``, ``ignore_eos`` and
+    ``prompt_logprobs``; a server without them is refused with a sentence.
+    """
+
+    def __init__(self, url: str, model: str | None = None) -> None:
+        self.url = url.rstrip("/").removesuffix("/v1")
+        self.client = httpx.Client(base_url=self.url, timeout=_TIMEOUT, trust_env=False)
+        listed = self._get("/v1/models").get("data") or []
+        names = [str(one["id"]) for one in listed]
+        if model is not None and model not in names:
+            raise AuditError(f"{self.url} serves {', '.join(names) or 'no model'}, not {model}")
+        if not names:
+            raise AuditError(f"{self.url} serves no model")
+        self.model = model or names[0]
+        entry = listed[names.index(self.model)]
+        self.longest_text = int(entry.get("max_model_len") or 2048)
+        self.vocabulary: int | None = None
+        self.heads = self._most_heads()
+
+    def close(self) -> None:
+        """End the connections."""
+        self.client.close()
+
+    def tokens_of(self, prompts: Sequence[str]) -> list[list[int]]:
+        """Token ids of the prompts, as the server itself read them."""
+        choices = self._complete(list(prompts), max_tokens=1, temperature=0.0)
+        found = [choice.get("prompt_token_ids") for choice in choices]
+        if len(found) != len(prompts) or not all(found):
+            raise AuditError(
+                f"{self.url} does not return token ids (return_token_ids), so texts cannot be "
+                "compared with laws: audit a vLLM server of version 0.10.2 or later"
+            )
+        return [list(ids) for ids in found if ids]
+
+    def sample(
+        self, prompts: Texts, samples: int, length: int, temperature: float
+    ) -> list[list[list[int]]]:
+        """See :class:`Target`."""
+        choices = self._complete(
+            [list(p) for p in prompts],
+            n=samples,
+            max_tokens=length,
+            temperature=temperature,
+            ignore_eos=True,
+        )
+        texts = [list(choice["token_ids"]) for choice in choices]
+        if any(len(text) != length for text in texts):
+            raise AuditError(
+                f"{self.url} ended some answers early in spite of ignore_eos; what is left would "
+                "be a biased sample, so nothing can be decided"
+            )
+        return [texts[i : i + samples] for i in range(0, len(texts), samples)]
+
+    def score(self, texts: Texts, starts: Sequence[int]) -> list[list[Head]]:
+        """See :class:`Target`."""
+        choices = self._complete(
+            [list(text) for text in texts],
+            max_tokens=1,
+            temperature=0.0,
+            prompt_logprobs=self.heads,
+        )
+        found = []
+        for choice, start in zip(choices, starts, strict=True):
+            rows = choice.get("prompt_logprobs")
+            if not rows:
+                raise AuditError(f"{self.url} returned no prompt_logprobs: no law to compare with")
+            found.append([_best(*_row(row), self.heads) for row in rows[start:]])
+        return found
+
+    def next_heads(self, prefixes: Texts, temperature: float) -> list[Head]:
+        """See :class:`Target`."""
+        choices = self._complete(
+            [list(prefix) for prefix in prefixes],
+            max_tokens=1,
+            temperature=temperature,
+            logprobs=self.heads,
+            return_tokens_as_token_ids=True,
+        )
+        found = []
+        for choice in choices:
+            row = choice["logprobs"]["top_logprobs"][0]
+            ids = np.array([int(name.removeprefix("token_id:")) for name in row])
+            found.append(_best(ids, np.array(list(row.values()), np.float64), self.heads))
+        return found
+
+    def drafting(self) -> Drafting | None:
+        """See :class:`Target`."""
+        try:
+            counters = scrape(self.url)
+        except (ScrapeError, httpx.HTTPError):
+            return None
+        return Drafting(counters.drafts, counters.draft_tokens, counters.accepted_tokens)
+
+    def _most_heads(self) -> int:
+        """The largest number of log probabilities a position that the server grants."""
+        refusal = ""
+        for heads in _SERVER_HEADS:
+            answer = self._post([[1, 2, 3, 4]], max_tokens=1, prompt_logprobs=heads)
+            if answer.is_success:
+                return heads
+            refusal = _reason(answer)
+            if not re.search(r"logprobs", refusal):
+                break
+        raise AuditError(
+            f"{self.url} does not give {FEWEST_TOKENS} or more prompt_logprobs, so the law of a "
+            f"token cannot be known ({refusal}); start it with --max-logprobs 128"
+        )
+
+    def _get(self, path: str) -> dict[str, Any]:
+        try:
+            answer = self.client.get(path)
+            answer.raise_for_status()
+            return dict(answer.json())
+        except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
+            raise AuditError(
+                f"no OpenAI-compatible server at {self.url}: {error or type(error).__name__}"
+            ) from None
+
+    def _post(self, prompts: Sequence[Any], **parameters: Any) -> httpx.Response:
+        body = {
+            "model": self.model,
+            "prompt": list(prompts),
+            "return_token_ids": True,
+            # Not what the model's generation_config.json would put in their place:
+            "top_p": 1.0,
+            "top_k": 0,
+            "min_p": 0.0,
+            "repetition_penalty": 1.0,
+            **parameters,
+        }
+        try:
+            return self.client.post("/v1/completions", json=body)
+        except httpx.HTTPError as error:
+            raise AuditError(
+                f"the connection to {self.url} broke: {error or type(error).__name__}"
+            ) from None
+
+    def _complete(self, prompts: Sequence[Any], **parameters: Any) -> list[dict[str, Any]]:
+        answer = self._post(prompts, **parameters)
+        if not answer.is_success:
+            raise AuditError(f"{self.url} refused a request: {_reason(answer)}")
+        choices = sorted(answer.json()["choices"], key=lambda choice: int(choice["index"]))
+        if any("token_ids" not in choice for choice in choices):
+            raise AuditError(
+                f"{self.url} does not return token ids (return_token_ids), so texts cannot be "
+                "compared with laws: audit a vLLM server of version 0.10.2 or later"
+            )
+        return choices
+
+
+def _enough(heads: int, vocabulary: int, advice: str) -> None:
+    if heads < min(FEWEST_TOKENS, vocabulary):
+        raise AuditError(
+            f"the engine gives {heads} log probabilities a position, but an audit needs "
+            f"{FEWEST_TOKENS}: {advice}"
+        )
+
+
+def _best(ids: np.ndarray, logs: np.ndarray, heads: int) -> Head:
+    """The ``heads`` most probable entries of a row that vLLM begins with the text's own token.
+
+    That token must go where it is one too many, or what is known of a law would depend on the
+    token that is tested against it.
+    """
+    own = ids.size - heads
+    return ids[max(own, 0) :], logs[max(own, 0) :]
+
+
+def _row(row: dict[str, dict[str, Any]]) -> Head:
+    ids = np.array([int(name) for name in row])
+    return ids, np.array([float(one["logprob"]) for one in row.values()])
+
+
+def _reason(answer: httpx.Response) -> str:
+    try:
+        body = answer.json()
+        error = body.get("error", body)
+        return str(error.get("message", error) if isinstance(error, dict) else error)
+    except ValueError:
+        return f"status {answer.status_code}"
