@@ -3,9 +3,9 @@
 Every event is a set of tokens chosen from the prefix, the exact law there and whatever was sampled
 before, never from the token itself; so its probability is known when the token is drawn. Two kinds:
 
-- the token's rank in the exact law (1, 2-4, 5-16, the rest), in all 7 ways to split these bins in
-  two: a wrong temperature, a wrong residual or a refusal that favours likely tokens moves mass
-  between them;
+- the token's rank in the exact law, in three bins: a wrong temperature, a wrong residual or a
+  refusal that favours likely tokens moves mass between them. The three bins are three events, and
+  the largest of their deviations is the total variation of the bins;
 - whether the token repeats the past: it is what followed the longest suffix of the text when that
   was last seen (`echo`), or what has followed the last token most often (`habit`). Drafts come
   from there, so drafts that are accepted too often or too seldom move mass exactly here.
@@ -15,30 +15,16 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from itertools import combinations
 
 import numpy as np
 
 from theory.head_law import HeadLaw
 from theory.laws import Floats
 
-RANK_EDGES = (1, 4, 16)  # bins: rank 1, ranks 2..4, 5..16, above
-RANK_NAMES = ("rank 1", "ranks 2-4", "ranks 5-16", "ranks above 16")
-FEWEST_TOKENS = RANK_EDGES[-1]  # a head must be as long as that
+RANK_EDGES = (1, 4)  # bins: rank 1, ranks 2..4, above
+EVENTS = ("rank 1", "ranks 2-4", "ranks above 4", "echo", "habit")
+FEWEST_TOKENS = RANK_EDGES[-1] + 1  # a head must be as long as that
 LONGEST_ECHO = 4
-
-
-def _splits() -> tuple[tuple[int, ...], ...]:
-    """The ways to split the rank bins in two, each named by one of its halves."""
-    size = len(RANK_NAMES)
-    singles = [(i,) for i in range(size)]
-    pairs = [pair for pair in combinations(range(size), 2) if 0 in pair]
-    return (*singles, *pairs)
-
-
-SPLITS = _splits()
-EVENTS = (*("/".join(RANK_NAMES[i] for i in split) for split in SPLITS), "echo", "habit")
-_MEMBERS = np.array([[i in split for split in SPLITS] for i in range(len(RANK_NAMES))], np.float64)
 
 
 class TextMemory:
@@ -81,18 +67,15 @@ def event_row(
     An event that names no token, or one outside the head (whose probability is unknown), is not
     posed at this position, whatever the token: its probability is NaN.
     """
-    bins = np.zeros(len(RANK_NAMES))
+    chances, happened = np.zeros(len(EVENTS)), np.zeros(len(EVENTS))
     start = 0
     for i, stop in enumerate(RANK_EDGES):
-        bins[i] = law.masses[start:stop].sum()
+        chances[i] = law.masses[start:stop].sum()
         start = stop
-    bins[-1] = max(0.0, 1.0 - bins.sum())
+    chances[len(RANK_EDGES)] = max(0.0, 1.0 - chances.sum())
     place = np.flatnonzero(law.tokens == token)
     rank = int(place[0]) if place.size else RANK_EDGES[-1]
-    hit = int(np.searchsorted(RANK_EDGES, rank, side="right"))
-    chances, happened = np.empty(len(EVENTS)), np.empty(len(EVENTS))
-    chances[: len(SPLITS)] = bins @ _MEMBERS
-    happened[: len(SPLITS)] = _MEMBERS[hit]
+    happened[np.searchsorted(RANK_EDGES, rank, side="right")] = 1.0
     for column, guess in ((-2, echo), (-1, habit)):
         mass = None if guess is None else law.mass_of(guess)
         chances[column] = np.nan if mass is None else mass

@@ -17,6 +17,8 @@ from numpy.typing import ArrayLike
 
 from theory.laws import Floats, Ints
 
+_ROUNDING = 1e-9  # a head that lacks no more than this is the whole law
+
 
 @dataclass(frozen=True, slots=True)
 class HeadLaw:
@@ -79,7 +81,7 @@ def _tail_weight(
     mass: float, log_last: float, power: float, rest: int | None
 ) -> tuple[float, float]:
     """Bounds on the sum of p^power over a tail of `rest` tokens, each at most exp(log_last)."""
-    if mass == 0 or rest == 0:
+    if mass < _ROUNDING or rest == 0:
         return 0.0, 0.0
     capped = mass * np.exp((power - 1) * log_last)
     if rest is None:
@@ -91,7 +93,12 @@ def _tail_weight(
 
 
 def head_distance(one: HeadLaw, other: HeadLaw) -> float:
-    """TV of two laws over the tokens that both heads hold, everything else taken as one bin."""
+    """TV of two laws given that the token is in both heads: free of what is unknown of the tails.
+
+    1 when the heads have no token in common.
+    """
     _, a, b = np.intersect1d(one.tokens, other.tokens, return_indices=True)
-    gap = one.masses[a] - other.masses[b]
-    return float(np.abs(gap).sum() + abs(gap.sum())) / 2
+    p, q = one.masses[a], other.masses[b]
+    if not (p.sum() > 0 and q.sum() > 0):
+        return 1.0
+    return float(np.abs(p / p.sum() - q / q.sum()).sum()) / 2

@@ -32,6 +32,10 @@ class AuditError(RuntimeError):
     """An audit that cannot be made, in one sentence."""
 
 
+class EngineFailure(AuditError):
+    """An engine that does not answer, or no longer."""
+
+
 @dataclass(frozen=True, slots=True)
 class Drafting:
     """vLLM's counters of speculation: steps that verified drafts, drafted and accepted tokens."""
@@ -268,7 +272,7 @@ class ServerTarget:
             answer.raise_for_status()
             return dict(answer.json())
         except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
-            raise AuditError(
+            raise EngineFailure(
                 f"no OpenAI-compatible server at {self.url}: {error or type(error).__name__}"
             ) from None
 
@@ -287,7 +291,7 @@ class ServerTarget:
         try:
             return self.client.post("/v1/completions", json=body)
         except httpx.HTTPError as error:
-            raise AuditError(
+            raise EngineFailure(
                 f"the connection to {self.url} broke: {error or type(error).__name__}"
             ) from None
 
