@@ -5,7 +5,8 @@ before, never from the token itself; so its probability is known when the token 
 
 - the token's rank in the exact law, in three bins: a wrong temperature, a wrong residual or a
   refusal that favours likely tokens moves mass between them. The three bins are three events, and
-  the largest of their deviations is the total variation of the bins;
+  the largest of their deviations is the total variation of the bins. And whether the token is one
+  of the least probable, which have 0.5 % together at most: the impossible shows there;
 - whether the token repeats the past: it is what followed the longest suffix of the text when that
   was last seen (`echo`), or what has followed the last token most often (`habit`). Drafts come
   from there, so drafts that are accepted too often or too seldom move mass exactly here.
@@ -22,7 +23,8 @@ from theory.head_law import HeadLaw
 from theory.laws import Floats
 
 RANK_EDGES = (1, 4)  # bins: rank 1, ranks 2..4, above
-EVENTS = ("rank 1", "ranks 2-4", "ranks above 4", "echo", "habit")
+RARE_MASS = 0.005
+EVENTS = ("rank 1", "ranks 2-4", "ranks above 4", "rare", "echo", "habit")
 FEWEST_TOKENS = RANK_EDGES[-1] + 1  # a head must be as long as that
 LONGEST_ECHO = 4
 
@@ -65,7 +67,8 @@ def event_row(
     """Probabilities of the EVENTS under the law and whether `token` is in them; (E,) each.
 
     An event that names no token, or one outside the head (whose probability is unknown), is not
-    posed at this position, whatever the token: its probability is NaN.
+    posed at this position, whatever the token: its probability is NaN. Nor is `rare` where the
+    tail alone has more than its mass.
     """
     chances, happened = np.zeros(len(EVENTS)), np.zeros(len(EVENTS))
     start = 0
@@ -74,8 +77,13 @@ def event_row(
         start = stop
     chances[len(RANK_EDGES)] = max(0.0, 1.0 - chances.sum())
     place = np.flatnonzero(law.tokens == token)
-    rank = int(place[0]) if place.size else RANK_EDGES[-1]
+    rank = int(place[0]) if place.size else law.tokens.size
     happened[np.searchsorted(RANK_EDGES, rank, side="right")] = 1.0
+    above = 1.0 - np.cumsum(law.masses)  # mass of the ranks above each one
+    first_rare = int(np.searchsorted(-above, -RARE_MASS)) + 1
+    rare = first_rare <= law.tokens.size
+    chances[-3] = max(0.0, above[first_rare - 1]) if rare else np.nan
+    happened[-3] = float(rare and rank >= first_rare)
     for column, guess in ((-2, echo), (-1, habit)):
         mass = None if guess is None else law.mass_of(guess)
         chances[column] = np.nan if mass is None else mass

@@ -1,7 +1,6 @@
 """The audit of a real engine: ours passes, the same one with a q that was not drawn is refuted."""
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest

@@ -18,19 +18,34 @@ VOCABULARY = 6
 PROMPTS = ([0, 1, 2, 0, 1, 2], [3, 4, 3, 4, 3], [5, 0, 5, 0])
 
 
-def model(seed: int = 0) -> tuple[Laws, Laws]:
-    """Target and draft law after each token, (V, V) each; every entry positive."""
+def target(seed: int = 0) -> Laws:
+    """The law after each token, (V, V); every entry positive."""
     rng = np.random.default_rng(seed)
-    p = 0.95 * rng.dirichlet(np.full(VOCABULARY, 0.7), VOCABULARY) + 0.05 / VOCABULARY
-    q = 0.5 * p + 0.5 * rng.dirichlet(np.full(VOCABULARY, 1.0), VOCABULARY)
-    return p, q / q.sum(axis=1, keepdims=True)
+    return 0.95 * rng.dirichlet(np.full(VOCABULARY, 0.7), VOCABULARY) + 0.05 / VOCABULARY
 
 
-def wrong_law(rule: WrongRule, p: Laws, q: Laws) -> Laws:
-    """The law of the token that a wrong rule emits, after each token, (V, V); two candidates."""
+def drafts(p: Laws) -> tuple[Laws, Laws]:
+    """Two draft laws: one far from p and sharp, one near and flat; each hides some faults."""
+    rng = np.random.default_rng(1)
+    far = 0.97 * rng.dirichlet(np.full(VOCABULARY, 0.3), VOCABULARY) + 0.03 / VOCABULARY
+    near = 0.3 * p + 0.7 * rng.dirichlet(np.full(VOCABULARY, 3.0), VOCABULARY)
+    return far, near
+
+
+def distance(p: Laws, other: Laws) -> float:
+    """Total variation, averaged over the laws."""
+    return float(np.abs(p - other).sum(axis=1).mean()) / 2
+
+
+def wrong_law(rule: WrongRule, p: Laws) -> Laws:
+    """What a wrong rule emits after each token, (V, V); the drafts show its fault best."""
+    return max((_emitted(rule, p, q) for q in drafts(p)), key=lambda law: distance(p, law))
+
+
+def _emitted(rule: WrongRule, p: Laws, q: Laws) -> Laws:
     rows = []
-    for target, draft in zip(p, q, strict=True):
-        joint = rule(_fractions(target), _fractions(draft), 2)
+    for target_row, draft_row in zip(p, q, strict=True):
+        joint = rule(_fractions(target_row), _fractions(draft_row), 3)
         row = np.array([float(mass) for mass in emitted_token(joint, VOCABULARY)])
         rows.append(row / row.sum())  # some wrong rules do not even emit a token every time
     return np.array(rows)
@@ -68,10 +83,10 @@ def audit(
     most: int,
     seed: int = 0,
     length: int = 25,
-    stop: bool = True,
+    clear: bool = True,
     **settings: float,
 ) -> SequentialAudit:
-    """Audit a sampler of law ``emission`` against p, with up to ``most`` tested tokens."""
+    """Audit a sampler of law ``emission`` against p until it is decided, or ``most`` tokens."""
     rng = np.random.default_rng(seed)
     statistics = SequentialAudit(**settings)
     laws = heads(p)
@@ -81,6 +96,6 @@ def audit(
                 before = [prompt[-1], *text[:-1]]
                 statistics.observe(prompt, text.tolist(), [laws[x] for x in before])
         statistics.look()
-        if stop and (statistics.refuted or statistics.cleared):
+        if statistics.refuted or (clear and statistics.cleared):
             break
     return statistics

@@ -9,12 +9,12 @@ import pytest
 from fake_vllm import FakeVllm, served
 from typer.testing import CliRunner
 
-from tests.theory.markov_engine import VOCABULARY, model
+from tests.theory.markov_engine import VOCABULARY, target
 from vllm_plugin.audit import AuditError, audit_engine
 from vllm_plugin.audit_prompts import default_prompts, read_prompts
 from vllm_plugin.cli import app
 
-P, _ = model()
+P = target()
 WRONG = 0.8 * P + 0.2 * np.eye(VOCABULARY)[P.argmax(axis=1)]
 SETTINGS: dict[str, Any] = {"temperature": 1.0, "seconds": 60.0, "samples": 16, "length": 40}
 
