@@ -238,8 +238,11 @@ class ServerTarget:
         )
         found = []
         for choice in choices:
-            row = choice["logprobs"]["top_logprobs"][0]
-            ids = np.array([int(name.removeprefix("token_id:")) for name in row])
+            try:
+                row = choice["logprobs"]["top_logprobs"][0]
+                ids = np.array([int(name.removeprefix("token_id:")) for name in row])
+            except (KeyError, IndexError, TypeError, ValueError):
+                raise AuditError(f"{self.url} returned no logprobs by token id") from None
             found.append(_best(ids, np.array(list(row.values()), np.float64), self.heads))
         return found
 
@@ -255,7 +258,9 @@ class ServerTarget:
         """The largest number of log probabilities a position that the server grants."""
         refusal = ""
         for heads in _SERVER_HEADS:
-            answer = self._post([[1, 2, 3, 4]], max_tokens=1, prompt_logprobs=heads)
+            answer = self._post(
+                [[1, 2, 3, 4]], max_tokens=1, temperature=0.0, prompt_logprobs=heads
+            )
             if answer.is_success:
                 return heads
             refusal = _reason(answer)
@@ -299,8 +304,16 @@ class ServerTarget:
         answer = self._post(prompts, **parameters)
         if not answer.is_success:
             raise AuditError(f"{self.url} refused a request: {_reason(answer)}")
-        choices = sorted(answer.json()["choices"], key=lambda choice: int(choice["index"]))
-        if any("token_ids" not in choice for choice in choices):
+        try:
+            choices = sorted(answer.json()["choices"], key=lambda choice: int(choice["index"]))
+        except (ValueError, KeyError, TypeError):
+            raise AuditError(f"{self.url} answered something else than completions") from None
+        if len(choices) != len(prompts) * parameters.get("n", 1):
+            raise AuditError(
+                f"{self.url} answered {len(prompts)} prompts with {len(choices)} texts: it does not "
+                "take several prompts, or n, in one request"
+            )
+        if not all(choice.get("token_ids") for choice in choices):
             raise AuditError(
                 f"{self.url} does not return token ids (return_token_ids), so texts cannot be "
                 "compared with laws: audit a vLLM server of version 0.10.2 or later"

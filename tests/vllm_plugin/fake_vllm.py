@@ -31,8 +31,8 @@ class FakeVllm:
     """Answers as vLLM would; ``broken`` names what it does otherwise.
 
     p, emission (V, V): the laws that it reports, and those that it samples from. Prompts of text
-    are read as one token a letter. ``broken``: "token_ids", "prompt_logprobs", "ignore_eos",
-    "metrics", "drafts", "dies".
+    are read as one token a letter. ``broken``: "token_ids", "prompt_logprobs", "logprobs",
+    "ignore_eos", "n", "completions", "metrics", "drafts" (none), "dies" (at the first long text).
     """
 
     def __init__(self, p: Laws, emission: Laws, broken: str = "", most_logprobs: int = 20) -> None:
@@ -68,7 +68,9 @@ class FakeVllm:
             for text in drawn.tolist():
                 self.tokens += len(text)
                 choices.append({"index": len(choices)} | self.choice(body, ids, text, wanted))
-        return 200, {"choices": choices}
+        if self.broken == "n":
+            choices = choices[:1]
+        return 200, {} if self.broken == "completions" else {"choices": choices}
 
     def law(self, body: dict[str, Any]) -> Laws:
         if body["temperature"] == 0:
@@ -86,7 +88,7 @@ class FakeVllm:
         if wanted:
             rows = [self.row(a, b, wanted) for a, b in itertools.pairwise(ids)]
             found["prompt_logprobs"] = [None, *rows]
-        if body.get("logprobs"):
+        if body.get("logprobs") and self.broken != "logprobs":
             row = self.row(ids[-1], text[0], body["logprobs"])
             named = {f"token_id:{x}": entry["logprob"] for x, entry in row.items()}
             found["logprobs"] = {"top_logprobs": [named]}
