@@ -14,18 +14,10 @@ from typing import Any
 from theory.audit_statistics import SequentialAudit
 from theory.head_law import HeadLaw, head_distance, tempered_head
 from vllm_plugin.audit_prompts import TEXTS, Prompt, default_prompts
-from vllm_plugin.audit_report import AuditReport, Verdict
-from vllm_plugin.audit_target import (
-    AuditError,
-    Drafting,
-    EngineTarget,
-    Head,
-    ServerTarget,
-    Target,
-    Texts,
-)
+from vllm_plugin.audit_report import AuditReport, conclude
+from vllm_plugin.audit_server import ServerTarget
+from vllm_plugin.audit_target import AuditError, EngineTarget, Head, Target, Texts
 
-SMALLEST_SHARE = 0.05  # of tested tokens in steps with drafts; below it "lossless" says nothing
 _SMALLEST_TOLERANCE = 1e-4
 _CALIBRATION_STEP = 12  # every 12th position of a text of each prompt is measured twice
 _SHORTEST = 4
@@ -116,13 +108,7 @@ def audit_target(
     on_round: Callable[[SequentialAudit, float], None] = lambda statistics, elapsed: None,
 ) -> AuditReport:
     """Audit whatever answers as a :class:`Target`; parameters as in :func:`audit_engine`."""
-    if not temperature > 0:
-        raise AuditError(
-            f"temperature {temperature:g} leaves nothing to chance; an audit tests laws, so give a "
-            "temperature above 0 (greedy texts can be compared token by token)"
-        )
-    if seconds <= 0 or samples < 1:
-        raise AuditError(f"seconds and samples must be positive; got {seconds:g} and {samples}")
+    check_settings(temperature, budget, resolution, seconds, samples, tolerance)
     began = time.monotonic()
     ids = _token_ids(target, prompts)
     length = _length(target, ids, length)
@@ -130,10 +116,7 @@ def audit_target(
     gap = _numerical_gap(target, ids, texts, temperature) if tolerance is None else None
     if tolerance is None:
         tolerance = max(2 * (gap or 0.0), _SMALLEST_TOLERANCE)
-    try:
-        statistics = SequentialAudit(budget=budget, resolution=resolution, tolerance=tolerance)
-    except ValueError as error:
-        raise AuditError(str(error)) from None
+    statistics = _statistics(budget, resolution, tolerance)
     for prompt in ids:
         statistics.memory.learn(prompt)
     before = target.drafting()
@@ -155,7 +138,7 @@ def audit_target(
             samples *= 2
     after = target.drafting()
     drafting = None if before is None or after is None else after.since(before)
-    return _report(
+    return conclude(
         statistics,
         name,
         temperature,
@@ -166,6 +149,32 @@ def audit_target(
         time.monotonic() - began,
         start_seconds,
     )
+
+
+def check_settings(
+    temperature: float,
+    budget: float,
+    resolution: float,
+    seconds: float,
+    samples: int,
+    tolerance: float | None,
+) -> None:
+    """Raise AuditError, in one sentence, for settings with which no audit can be made."""
+    if not temperature > 0:
+        raise AuditError(
+            f"temperature {temperature:g} leaves nothing to chance; an audit tests laws, so give a "
+            "temperature above 0 (greedy texts can be compared token by token)"
+        )
+    if seconds <= 0 or samples < 1:
+        raise AuditError(f"seconds and samples must be positive; got {seconds:g} and {samples}")
+    _statistics(budget, resolution, 0.0 if tolerance is None else tolerance)
+
+
+def _statistics(budget: float, resolution: float, tolerance: float) -> SequentialAudit:
+    try:
+        return SequentialAudit(budget=budget, resolution=resolution, tolerance=tolerance)
+    except ValueError as error:
+        raise AuditError(str(error)) from None
 
 
 def _token_ids(target: Target, prompts: Sequence[Prompt] | None) -> list[list[int]]:
@@ -240,85 +249,3 @@ def _numerical_gap(
             max(head_distance(one, other) for one, other in zip(scored, reported, strict=True))
         )
     return min(gaps)
-
-
-def _report(
-    statistics: SequentialAudit,
-    name: str,
-    temperature: float,
-    sequences: int,
-    positions: int,
-    drafting: Drafting | None,
-    gap: float | None,
-    seconds: float,
-    start_seconds: float,
-) -> AuditReport:
-    share = None
-    if drafting is not None:
-        share = min(1.0, (drafting.drafts + drafting.accepted) / max(positions, 1))
-    verdict, reason = _verdict(statistics, drafting, share)
-    return AuditReport(
-        verdict=verdict,
-        reason=reason,
-        target=name,
-        temperature=temperature,
-        false_alarm=statistics.budget,
-        log_evidence=statistics.log_evidence,
-        resolution=statistics.resolution,
-        tv_bound=statistics.tv_bound,
-        confidence=1 - statistics.miss,
-        power=statistics.power(statistics.resolution),
-        tested_tokens=statistics.tested,
-        sequences=sequences,
-        undetermined_tokens=statistics.undetermined,
-        drafting=drafting,
-        drafted_share=share,
-        tolerance=statistics.tolerance,
-        numerical_gap=gap,
-        deviations=tuple(statistics.deviations()),
-        seconds=seconds,
-        start_seconds=start_seconds,
-        limits=_limits(statistics, drafting),
-        curve=tuple(statistics.curve),
-    )
-
-
-def _verdict(
-    statistics: SequentialAudit, drafting: Drafting | None, share: float | None
-) -> tuple[Verdict, str]:
-    if statistics.refuted:
-        return "refuted", "the sampled tokens do not follow the laws that the engine itself reports"
-    if not statistics.tested:
-        return "undecided", "no law was determined well enough to test a token against it"
-    if drafting is None or share is None:
-        return "undecided", "the engine shows no counters, so nobody knows whether it drafted"
-    if not drafting.drafted:
-        return "undecided", "not one draft was verified, so speculation was not tested"
-    if share < SMALLEST_SHARE:
-        return (
-            "undecided",
-            f"only {share:.1%} of the tested tokens came out of steps that verified a draft",
-        )
-    if statistics.cleared:
-        return (
-            "lossless",
-            f"no tested event deviates by {statistics.resolution:g} or more on average "
-            f"(confidence {1 - statistics.miss:.0%}), and nothing was refuted",
-        )
-    return "undecided", "the time ran out before the bound fell below the resolution"
-
-
-def _limits(statistics: SequentialAudit, drafting: Drafting | None) -> tuple[str, ...]:
-    limits = []
-    if statistics.undetermined:
-        limits.append(
-            f"{statistics.undetermined:,} tokens whose law is not determined by the log "
-            "probabilities that the engine gives: allow more of them (max_logprobs), or audit at "
-            "temperature 1"
-        )
-    if drafting is None:
-        limits.append(
-            "whether anything was drafted: start vLLM with its statistics on "
-            "(disable_log_stats=False)"
-        )
-    return tuple(limits)

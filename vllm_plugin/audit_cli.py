@@ -11,7 +11,7 @@ import json
 import math
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -90,10 +90,11 @@ def audit(
     """
     from rich.console import Console
 
-    from vllm_plugin.audit import audit_target
+    from vllm_plugin.audit import audit_target, check_settings
     from vllm_plugin.audit_prompts import read_prompts
     from vllm_plugin.audit_report import draw
-    from vllm_plugin.audit_target import AuditError, EngineFailure, ServerTarget
+    from vllm_plugin.audit_server import ServerTarget
+    from vllm_plugin.audit_target import AuditError, EngineFailure
     from vllm_plugin.models import ModelError
     from vllm_plugin.server import ServerError
 
@@ -107,15 +108,15 @@ def audit(
             )
         if (model is None) == (against is None):
             raise AuditError("give --model to start an engine, or --against URL for a running one")
+        check_settings(temperature, budget, resolution, seconds, samples, tolerance)
         if plot is not None:
             _check_plot(plot)
         asked = None if prompts is None else read_prompts(prompts)
         with _server(model, served, dtype, without_plugins, stage) as server:
             url = against or server.url
             name = against or f"{model} {speculative_config or 'without speculation'}"
-            with _progress(stage, seconds) as on_round:
-                try:
-                    target = ServerTarget(url)
+            try:
+                with closing(ServerTarget(url)) as target, _progress(stage, seconds) as on_round:
                     report = audit_target(
                         target,
                         name + (", no plugins" if without_plugins else ""),
@@ -130,9 +131,9 @@ def audit(
                         start_seconds=0.0 if against else server.start_seconds,
                         on_round=on_round,
                     )
-                except EngineFailure as error:
-                    tail = "" if against else f"; its log ends:\n{server.log_tail()}"
-                    raise EngineFailure(f"{error}{tail}") from None
+            except EngineFailure as error:
+                tail = "" if against else f"; its log ends:\n{server.log_tail()}"
+                raise EngineFailure(f"{error}{tail}") from None
     except (EngineFailure, ServerError) as error:
         raise _fail(str(error), UNAVAILABLE) from None
     except (AuditError, ModelError) as error:

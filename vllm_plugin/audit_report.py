@@ -8,10 +8,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from theory.audit_statistics import Deviation, Look
+from theory.audit_statistics import Deviation, Look, SequentialAudit
 from vllm_plugin.audit_target import Drafting
 
 Verdict = Literal["lossless", "refuted", "undecided"]
+SMALLEST_SHARE = 0.05  # of tested tokens in steps with drafts; below it "lossless" says nothing
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,89 @@ class AuditReport:
         rate = f" ({found.accepted / found.drafted:.0%})" if found.drafted else ""
         share = f"; {self.drafted_share:.0%} of the tested tokens" if self.drafted_share else ""
         return f"{found.drafted:,} drafted, {found.accepted:,} accepted{rate}{share}"
+
+
+def conclude(
+    statistics: SequentialAudit,
+    name: str,
+    temperature: float,
+    sequences: int,
+    positions: int,
+    drafting: Drafting | None,
+    gap: float | None,
+    seconds: float,
+    start_seconds: float,
+) -> AuditReport:
+    """The report of an audit that ended with these statistics; ``positions`` were sampled."""
+    share = None
+    if drafting is not None:
+        share = min(1.0, (drafting.drafts + drafting.accepted) / max(positions, 1))
+    verdict, reason = _verdict(statistics, drafting, share)
+    return AuditReport(
+        verdict=verdict,
+        reason=reason,
+        target=name,
+        temperature=temperature,
+        false_alarm=statistics.budget,
+        log_evidence=statistics.log_evidence,
+        resolution=statistics.resolution,
+        tv_bound=statistics.tv_bound,
+        confidence=1 - statistics.miss,
+        power=statistics.power(statistics.resolution),
+        tested_tokens=statistics.tested,
+        sequences=sequences,
+        undetermined_tokens=statistics.undetermined,
+        drafting=drafting,
+        drafted_share=share,
+        tolerance=statistics.tolerance,
+        numerical_gap=gap,
+        deviations=tuple(statistics.deviations()),
+        seconds=seconds,
+        start_seconds=start_seconds,
+        limits=_limits(statistics, drafting),
+        curve=tuple(statistics.curve),
+    )
+
+
+def _verdict(
+    statistics: SequentialAudit, drafting: Drafting | None, share: float | None
+) -> tuple[Verdict, str]:
+    if statistics.refuted:
+        return "refuted", "the sampled tokens do not follow the laws that the engine itself reports"
+    if not statistics.tested:
+        return "undecided", "no law was determined well enough to test a token against it"
+    if drafting is None or share is None:
+        return "undecided", "the engine shows no counters, so nobody knows whether it drafted"
+    if not drafting.drafted:
+        return "undecided", "not one draft was verified, so speculation was not tested"
+    if share < SMALLEST_SHARE:
+        return (
+            "undecided",
+            f"only {share:.1%} of the tested tokens came out of steps that verified a draft",
+        )
+    if statistics.cleared:
+        return (
+            "lossless",
+            f"no tested event deviates by {statistics.resolution:g} or more on average "
+            f"(confidence {1 - statistics.miss:.0%}), and nothing was refuted",
+        )
+    return "undecided", "the time ran out before the bound fell below the resolution"
+
+
+def _limits(statistics: SequentialAudit, drafting: Drafting | None) -> tuple[str, ...]:
+    limits = []
+    if statistics.undetermined:
+        limits.append(
+            f"{statistics.undetermined:,} tokens whose law is not determined by the log "
+            "probabilities that the engine gives: allow more of them (max_logprobs), or audit at "
+            "temperature 1"
+        )
+    if drafting is None:
+        limits.append(
+            "whether anything was drafted: start vLLM with its statistics on "
+            "(disable_log_stats=False)"
+        )
+    return tuple(limits)
 
 
 def _plain(value: Any) -> Any:

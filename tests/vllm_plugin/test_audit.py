@@ -178,6 +178,8 @@ def test_the_picture_and_the_text(tmp_path: Path) -> None:
         (["--against", "x", "--without-plugins"], 64, "belong to the command that started"),
         (["--against", "x", "--plot", "/no/such/place.png"], 64, "folder /no/such does not exist"),
         (["--against", "x", "--prompts", "/no/such"], 64, "cannot be read"),
+        (["--model", "smollm2", "--temperature", "0"], 64, "leaves nothing to chance"),
+        (["--model", "smollm2", "--budget", "0"], 64, "budget must lie strictly between 0 and 1"),
         (["--against", "http://127.0.0.1:9"], 69, "no OpenAI-compatible server at"),
         (["--against", "nonsense"], 69, "no OpenAI-compatible server at nonsense"),
     ],
