@@ -107,7 +107,7 @@ class SequentialAudit:
         """
         if len(tokens) != len(laws):
             raise ValueError(f"{len(tokens)} tokens need as many laws; got {len(laws)}")
-        text = list(prompt)
+        start, text = tuple(prompt), list(prompt)
         rows, slacks = [], []
         for t, (token, law) in enumerate(zip(tokens, laws, strict=True)):
             if t >= skip and law.slack > LARGEST_SLACK:
@@ -118,7 +118,7 @@ class SequentialAudit:
                 rows.append(event_row(law, token, echo, habit))
                 slacks.append(slack)
                 self._slack += law.slack
-                self._prefixes.bet(tuple(text), law, token, slack)
+                self._prefixes.bet((start, tuple(tokens[:t])), law, token, slack)
             self.memory.extend(text, token)
             text.append(token)
         if rows:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack, closing
 from typing import Any
 
 from theory.audit_statistics import SequentialAudit
@@ -59,37 +60,25 @@ def audit_engine(
     AuditError
         One sentence: a setting that cannot be audited, or an engine that does not answer.
     """
-    if isinstance(engine, str):
-        server = ServerTarget(engine)
-        try:
-            return audit_target(
-                server,
-                engine,
-                prompts=prompts,
-                temperature=temperature,
-                budget=budget,
-                resolution=resolution,
-                seconds=seconds,
-                tolerance=tolerance,
-                length=length,
-                samples=samples,
-                on_round=on_round,
-            )
-        finally:
-            server.close()
-    return audit_target(
-        EngineTarget(engine),
-        str(engine.llm_engine.model_config.model),
-        prompts=prompts,
-        temperature=temperature,
-        budget=budget,
-        resolution=resolution,
-        seconds=seconds,
-        tolerance=tolerance,
-        length=length,
-        samples=samples,
-        on_round=on_round,
-    )
+    with ExitStack() as stack:
+        if isinstance(engine, str):
+            name = engine
+            target: Target = stack.enter_context(closing(ServerTarget(engine)))
+        else:
+            name, target = str(engine.llm_engine.model_config.model), EngineTarget(engine)
+        return audit_target(
+            target,
+            name,
+            prompts=prompts,
+            temperature=temperature,
+            budget=budget,
+            resolution=resolution,
+            seconds=seconds,
+            tolerance=tolerance,
+            length=length,
+            samples=samples,
+            on_round=on_round,
+        )
 
 
 def audit_target(
@@ -222,7 +211,10 @@ def _scored(
 
 
 def _law(head: Head, temperature: float, vocabulary: int | None) -> HeadLaw:
-    return tempered_head(head[0], head[1], temperature, vocabulary=vocabulary)
+    try:
+        return tempered_head(head[0], head[1], temperature, vocabulary=vocabulary)
+    except ValueError as error:
+        raise AuditError(f"the engine reported a law that is none: {error}") from None
 
 
 def _numerical_gap(

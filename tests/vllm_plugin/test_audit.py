@@ -118,6 +118,14 @@ def test_a_server_that_cannot_be_audited_is_refused_in_one_sentence(
         audit_engine(url, **SETTINGS)
 
 
+def test_laws_that_are_none_are_refused() -> None:
+    with (
+        served(FakeVllm(P + 2, P)) as url,
+        pytest.raises(AuditError, match="reported a law that is none"),
+    ):
+        audit_engine(url, **SETTINGS)
+
+
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
