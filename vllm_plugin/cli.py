@@ -13,6 +13,7 @@ import typer
 
 from theory.bounds_cli import bounds
 from theory.stopping_cli import stopping
+from vllm_plugin.audit_cli import AuditCommand, audit
 
 app = typer.Typer(
     name="specproof",
@@ -24,6 +25,7 @@ app = typer.Typer(
 
 app.command()(bounds)
 app.command()(stopping)
+app.command(cls=AuditCommand)(audit)
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 
