@@ -90,6 +90,7 @@ class V1Adapter:
             self._verifier = Verifier(runner, self.rule)
             self._without = WithoutDrafts(runner)
         assert self._verifier is not None
+        self._verifier.forget_stale_budgets()
         logits = logits.float()
         requests = self._requests(metadata)
         self._learn(logits, requests)

@@ -79,6 +79,24 @@ class Verifier(RejectionSampler):
         finally:
             keyed.places = {}
 
+    def forget_stale_budgets(self) -> None:
+        """Drop thinking budgets of requests that asked for none.
+
+        vLLM 0.32 leaves a finished request's budget to the one that moves into its place of the
+        batch (``ThinkingBudgetStateHolder.sync_batch`` does not clear where a move ends).
+        """
+        batch = self.runner.input_batch
+        holder = batch.thinking_budget_state_holder
+        if holder is None or not holder.has_tracked_requests():
+            return
+        asking = {
+            i
+            for i, request_id in enumerate(batch.req_ids)
+            if self.runner.requests[request_id].sampling_params.thinking_token_budget is not None
+        }
+        for index in [i for i in holder._state if i not in asking]:
+            del holder._state[index]
+
     def verify(self, requests: list[Request], metadata: Any, logits: Tensor) -> SamplerOutput:
         """Emitted tokens of every request, (B, longest scheduled + 1) int32 padded with -1."""
         sampling = self.runner.input_batch.sampling_metadata
