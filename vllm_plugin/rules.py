@@ -17,7 +17,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from vllm_plugin.emission import PLACEHOLDER, emit, on_support
+from vllm_plugin.emission import PLACEHOLDER as PLACEHOLDER  # exported too
+from vllm_plugin.emission import emit, on_support
 
 _TINY = 1e-300
 

@@ -12,8 +12,9 @@ import torch
 from numba import njit
 from torch import Tensor
 
+from vllm_plugin.emission import PLACEHOLDER
 from vllm_plugin.emission_cpu import STRETCH, emit_row, positive, read_support
-from vllm_plugin.rules import PLACEHOLDER, Chains
+from vllm_plugin.rules import Chains
 
 _TOKEN, _BLOCK, _DRAWS = range(3)
 

@@ -14,6 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from vllm_plugin import nodes, paths, rules
+from vllm_plugin.emission import on_support
 from vllm_plugin.emission_triton import emit
 from vllm_plugin.nodes import BISECTIONS, Nodes, Verdict
 from vllm_plugin.paths import Paths
@@ -205,7 +206,7 @@ def decide(rule: str, p: Tensor, nodes_: Nodes, u_accept: Tensor, u_emit: Tensor
     entries = nodes_.law.shape[1]
     p = p.contiguous()
     if rule == "sparse_optimal":
-        held, q = nodes.on_support(p, nodes_.rows, nodes_.law_ids, nodes_.law)
+        held, q = on_support(p, nodes_.rows, nodes_.law_ids, nodes_.law)
         chances, weights = nodes.judge(rule, held, q, nodes_)
         known = (nodes_.rows >= 0) & (nodes_.rows < p.shape[0])
         accepted = torch.where(known, nodes.first_below(u_accept, chances), -1)

@@ -49,17 +49,18 @@ def _set_law(q: Any, size: Any, k: Any, chance: Any, sets: Any) -> Any:
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def _push(
-    flow: Any, sets: Any, count: Any, t: Any, left: Any, room: Any, size: Any, from_token: Any,
-    from_set: Any, queue: Any,
+    flow: Any, sets: Any, count: Any, t: Any, left: Any, room: Any, size: Any, dead: Any,
+    from_token: Any, from_set: Any, queue: Any,
 ) -> Any:  # fmt: skip
     """Push some of set t's mass along a shortest augmenting path; returns how much, 0 for none.
 
     A path leads from t to one of its tokens, and from a token i over a set that uses i to another
-    token of that set, until a token has room.
+    token of that set, until a token has room. ``dead`` is a bit mask of tokens from which none has
+    room any more; the tokens reached join it, and it is returned too.
     """
-    seen, begin, end, goal = 0, 0, 0, -1
+    seen, begin, end, goal = dead, 0, 0, -1
     for i in range(size):
-        if sets[t] >> i & 1:
+        if (sets[t] & ~dead) >> i & 1:
             seen |= 1 << i
             from_set[i], from_token[i] = t, -1
             queue[end] = i
@@ -84,8 +85,8 @@ def _push(
                         goal = j
             if goal >= 0:
                 break
-    if goal < 0:
-        return 0.0
+    if goal < 0:  # what was reached is closed: every set that uses one of these has only these
+        return 0.0, seen
     amount, j = min(left, room[goal]), goal
     while from_token[j] >= 0:
         amount = min(amount, flow[from_set[j], from_token[j]])
@@ -97,7 +98,7 @@ def _push(
         if from_token[j] >= 0:
             flow[from_set[j], from_token[j]] -= amount
         j = from_token[j]
-    return amount
+    return amount, dead
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
@@ -127,10 +128,11 @@ def couple(p: Any, q: Any, k: Any) -> Any:
                 left[t] -= amount
     from_token, from_set = np.empty(size, np.int64), np.empty(size, np.int64)
     queue = np.empty(size, np.int64)
+    dead = 0
     for t in range(count):  # a set without a path now never gets one later
-        while left[t] > _NONE:
-            amount = _push(
-                flow, sets, count, t, left[t], room, size, from_token, from_set, queue
+        while left[t] > _NONE and sets[t] & ~dead:
+            amount, dead = _push(
+                flow, sets, count, t, left[t], room, size, dead, from_token, from_set, queue
             )  # fmt: skip
             if amount <= 0:
                 break
