@@ -1,6 +1,7 @@
 """The kit on rules not written for it: vLLM's stock functions, Hugging Face's, and ours."""
 
 from collections.abc import Callable
+from functools import cache
 from types import SimpleNamespace
 from typing import Any
 
@@ -41,12 +42,20 @@ def ours(rule: Callable[..., torch.Tensor], claim: Callable[[Array], Array] = la
     return sampler
 
 
-def stock(claim: Callable[[Array], Array] = lambda q: q) -> Any:
-    """vLLM's own rejection_sample, on the kernels of this wheel, with a dense q."""
+@cache
+def load_kernels() -> None:
+    """What a worker does at start: on a CPU without Triton, the wheel's C++ kernels take over."""
     from vllm.platforms import current_platform
-    from vllm.v1.sample.rejection_sampler import rejection_sample
 
     current_platform.import_kernels()
+    current_platform.register_triton_kernel_overrides()
+
+
+def stock(claim: Callable[[Array], Array] = lambda q: q) -> Any:
+    """vLLM's own rejection_sample, on the kernels of this wheel, with a dense q."""
+    from vllm.v1.sample.rejection_sampler import rejection_sample
+
+    load_kernels()
 
     def sampler(p: Array, q: Array, candidates: Array, uniforms: Array) -> Array:
         batch, steps, size = q.shape
