@@ -41,12 +41,32 @@ def ours(rule: Callable[..., torch.Tensor], claim: Callable[[Array], Array] = la
     return sampler
 
 
-def stock(claim: Callable[[Array], Array] = lambda q: q) -> Any:
-    """vLLM's own rejection_sample, on the kernels of this wheel, with a dense q."""
+@pytest.fixture
+def kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """vLLM's kernels as its workers have them: the wheel's C++ ones on a CPU without Triton.
+
+    Not by `register_triton_kernel_overrides`: its scan of all modules fails once llvmlite (numba)
+    is loaded, whose library wrapper answers to every attribute.
+    """
     from vllm.platforms import current_platform
-    from vllm.v1.sample.rejection_sampler import rejection_sample
+    from vllm.triton_utils import HAS_TRITON
+    from vllm.triton_utils.dispatcher import KernelOverride
+    from vllm.utils import cpu_triton_utils
+    from vllm.v1.sample import rejection_sampler
 
     current_platform.import_kernels()
+    for name in ("rejection_random_sample", "sample_recovered_tokens"):
+        launcher = getattr(rejection_sampler, f"_{name}")
+        if HAS_TRITON or isinstance(launcher.kernel, KernelOverride):
+            continue
+        fallback = getattr(cpu_triton_utils, f"_{name}_kernel_impl")
+        monkeypatch.setattr(launcher, "kernel", KernelOverride(launcher.kernel, fallback))
+        monkeypatch.delitem(launcher.__dict__, "_kernel_arg_names", raising=False)
+
+
+def stock(claim: Callable[[Array], Array] = lambda q: q) -> Any:
+    """vLLM's own rejection_sample, on the kernels of this wheel, with a dense q."""
+    from vllm.v1.sample.rejection_sampler import rejection_sample
 
     def sampler(p: Array, q: Array, candidates: Array, uniforms: Array) -> Array:
         batch, steps, size = q.shape
@@ -115,14 +135,14 @@ def test_our_block_rule_emits_more_than_the_token_rule() -> None:
     assert block > token + 0.01
 
 
-def test_stock_vllm_is_lossless_with_several_drafts() -> None:
+def test_stock_vllm_is_lossless_with_several_drafts(kernels: None) -> None:
     report = check_sampler(stock(), vocabulary=[2, 3], candidates=[2], kind="chain")
     assert report.verdict == "lossless", report
     assert not report.pure
     assert report.visible <= 0.05
 
 
-def test_stock_vllm_with_a_q_at_another_temperature_is_refuted() -> None:
+def test_stock_vllm_with_a_q_at_another_temperature_is_refuted(kernels: None) -> None:
     def colder(q: Array) -> Array:
         return np.asarray(q**2 / (q**2).sum(-1, keepdims=True))
 

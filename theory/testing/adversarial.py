@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from theory.laws import Floats
 from theory.testing.cases import Case
@@ -32,8 +33,8 @@ def pairs(size: int, seed: int) -> list[tuple[str, Floats, Floats]]:
         weights[rng.integers(size)] += 1
         return np.asarray(weights / weights.sum())
 
-    def only(keep: Floats, law: Floats) -> Floats:
-        return np.asarray(np.where(keep, law, 0) / law[np.asarray(keep, dtype=bool)].sum())
+    def only(keep: NDArray[np.bool_], law: Floats) -> Floats:
+        return np.asarray(np.where(keep, law, 0.0) / law[keep].sum())
 
     spread = np.asarray(np.arange(1, size + 1) / (size * (size + 1) / 2))
     uniform = np.full(size, 1 / size)

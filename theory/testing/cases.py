@@ -47,7 +47,8 @@ class Case:
         """`length` drafts; p and q are functions from the tokens so far to a law (size,)."""
 
         def level(model: Model, depth: int) -> Floats:
-            return as_law([model(prefix) for prefix in product(range(size), repeat=depth)], name)
+            prefixes = product(range(size), repeat=depth)
+            return as_law(np.array([np.asarray(model(prefix)) for prefix in prefixes]), name)
 
         target = tuple(level(p, depth) for depth in range(length + 1))
         return cls(name, "chain", length, target, tuple(level(q, d) for d in range(length)))

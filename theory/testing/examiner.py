@@ -162,11 +162,11 @@ def visible_tv(plan: FitPlan) -> float:
     where that does not exist; by the chi-square approximation. One bin rejects what is impossible
     under the law, seen at least once in n.
     """
-    impossible = 1 - (1 - POWER) ** (1 / plan.n)
+    impossible = float(1 - (1 - POWER) ** (1 / plan.n))
     if plan.degrees_of_freedom == 0:
         return impossible
     names: tuple[Alternative, ...] = ("half", "largest")
-    tv = max(1e-4, impossible)
+    tv: float = max(1e-4, impossible)
     while tv < 1:
         for alternative in names:
             try:

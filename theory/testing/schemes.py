@@ -89,7 +89,7 @@ def draw_top_plus_one(q: Floats, noise: Floats) -> Ints:
     rest = q.copy()
     np.put_along_axis(rest, top, 0.0, axis=1)
     last = np.where(rest.sum(axis=1) > 0, inverse_cdf(rest, noise[:, -1]), -1)
-    return np.concatenate([top, last[:, None]], axis=1).astype(np.int64)
+    return np.asarray(np.concatenate([top, last[:, None]], axis=1), dtype=np.int64)
 
 
 def _law(q: Floats, k: int, drafts: Drafts) -> dict[tuple[int, ...], float]:
