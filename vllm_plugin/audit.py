@@ -115,8 +115,8 @@ def audit_target(
         if start - began + round_seconds > seconds and sequences:
             break
         texts = target.sample(ids, samples, length, temperature)
-        for prompt, tokens, laws in _scored(target, ids, texts, temperature):
-            statistics.observe(prompt, tokens, laws)
+        for start_text, tokens, laws in _scored(target, ids, texts, temperature):
+            statistics.observe(start_text, tokens, laws)
             sequences += 1
         statistics.look()
         on_round(statistics, time.monotonic() - began)
