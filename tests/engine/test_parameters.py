@@ -27,6 +27,7 @@ from tests.engine.exact_parameters import Parameters
 from tests.engine.tiny import token
 from theory.equivalence import FitPlan, joint_counts, plan_fit
 
+pytestmark = [pytest.mark.engine, pytest.mark.slow]
 N = 6_144
 CHILDREN = 32
 BINS = 40

@@ -14,6 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from vllm_plugin.server import ServerOptions, ServerProcess, plugin_speculation, vllm_server
 
+pytestmark = [pytest.mark.engine, pytest.mark.slow]
 ROOT = Path(__file__).resolve().parents[2]
 SCHEMA = {
     "type": "object",
