@@ -61,8 +61,8 @@ class Drafts:
     """Drafted tokens and the laws they were really drawn from.
 
     ``q[b, i]`` is the law of ``tokens[b, i]`` given the text and ``tokens[b, :i]``: probability
-    ``law_probabilities[b, i, e]`` on ``law_ids[b, i, e]``, entries with id -1 are empty, and the
-    rest sums to 1. Position i holds a draft when ``i < lengths[b]``.
+    ``law_probabilities[b, i, e]`` on ``law_ids[b, i, e]``, entries with id -1 are empty and have
+    probability 0, and all together sum to 1. Position i holds a draft when ``i < lengths[b]``.
 
     Shapes: tokens (B, K) int32; lengths (B,) int64; law_ids (B, K, E) int32; law_probabilities
     (B, K, E) float64.

@@ -41,12 +41,14 @@ def reshape_law(
         out[e] = weight
         total += weight
     if top_p < 1:
-        mass = 0.0
-        for e in range(n):
+        mass, whole = 0.0, n
+        for e in range(whole):
             mass += out[e]
             if mass >= top_p * total:
                 n = e + 1
                 break
+        for e in range(n, whole):  # whoever normalises the law again must not find them
+            out[e] = 0.0
         total = mass
     for e in range(n):
         out_ids[e] = ids[e]

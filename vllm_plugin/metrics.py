@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import atexit
 import json
+import multiprocessing
 import os
 import shutil
 import tempfile
@@ -28,9 +29,14 @@ _counts: dict[str, dict[str, int]] = {name: {} for name in COUNTERS}
 _pid = os.getpid()
 
 
+@cache
 def prepare() -> None:
-    """Name the folder for the engines that this process starts, and show its counts on the page."""
-    if FOLDER not in os.environ:
+    """Name the folder for the engines that this process starts, and show its counts on the page.
+
+    A process of the server's own keeps its parent's folder. A server that another program started
+    gets one of its own, whatever that program has in its environment.
+    """
+    if FOLDER not in os.environ or multiprocessing.parent_process() is None:
         folder = tempfile.mkdtemp(prefix="specproof-metrics-")
         os.environ[FOLDER] = folder
         atexit.register(_remove, folder, os.getpid())
@@ -79,7 +85,6 @@ def _remove(folder: str, owner: int) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-@cache
 def _register() -> None:
     from prometheus_client import REGISTRY
 

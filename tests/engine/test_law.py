@@ -40,8 +40,7 @@ SETTINGS = {
 OTHER_RULES = {  # the others run with the block rule
     "T=1": "token",
     "T=0.7, top-p": "token",
-    "T=1, top-k": "token",
-    "T=1, top-p": "match",
+    "T=1, top-k": "match",
 }
 BINS = 50  # at most: cells are merged until each bin expects N / BINS counts
 TESTS = 32

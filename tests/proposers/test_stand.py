@@ -86,6 +86,7 @@ def expected_law(
 
 def published(drafts: Drafts, b: int, i: int) -> dict[int, float]:
     ids, law = drafts.law_ids[b, i], drafts.law_probabilities[b, i]
+    assert (law[ids < 0] == 0).all()  # a rule that normalises q would count them
     return dict(zip(ids[ids >= 0].tolist(), law[ids >= 0].tolist(), strict=True))
 
 

@@ -24,6 +24,13 @@ def target(seed: int = 0) -> Laws:
     return 0.95 * rng.dirichlet(np.full(VOCABULARY, 0.7), VOCABULARY) + 0.05 / VOCABULARY
 
 
+def under_a_grammar(p: Laws) -> Laws:
+    """The laws when the two most probable tokens after each token are forbidden."""
+    left = p.copy()
+    np.put_along_axis(left, np.argsort(-p, axis=1)[:, :2], 0.0, axis=1)
+    return left / left.sum(axis=1, keepdims=True)
+
+
 def drafts(p: Laws) -> tuple[Laws, Laws]:
     """Two draft laws: one far from p and sharp, one near and flat; each hides some faults."""
     rng = np.random.default_rng(1)
@@ -59,7 +66,8 @@ def _fractions(row: Laws) -> Law:
 def heads(p: Laws) -> list[HeadLaw]:
     """The exact laws as an engine would report them."""
     ids = np.arange(VOCABULARY)
-    return [tempered_head(ids, np.log(row), 1.0, vocabulary=VOCABULARY) for row in p]
+    with np.errstate(divide="ignore"):
+        return [tempered_head(ids, np.log(row), 1.0, vocabulary=VOCABULARY) for row in p]
 
 
 def texts(

@@ -15,11 +15,21 @@ for reason in {reasons!r}:
     metrics.count("requests_without_drafts", reason, "because")
 """
 PAGE = """
+import multiprocessing, sys
 from prometheus_client import generate_latest
 from vllm_plugin import metrics
-metrics.prepare()
-metrics.prepare()
-print(generate_latest().decode())
+
+def page():
+    metrics.prepare()
+    metrics.prepare()
+    print(generate_latest().decode(), flush=True)
+
+if sys.argv[1:] == ["child"]:  # as a process of the server is started
+    process = multiprocessing.get_context("fork").Process(target=page)
+    process.start()
+    process.join()
+else:
+    page()
 """
 MULTIPROCESS_PAGE = """
 from prometheus_client import CollectorRegistry, generate_latest, multiprocess
@@ -29,10 +39,14 @@ print(generate_latest(registry).decode())
 """
 
 
-def run(code: str, **variables: str) -> str:
+def run(code: str, *arguments: str, **variables: str) -> str:
     environment = {k: v for k, v in os.environ.items() if k != metrics.FOLDER} | variables
     done = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+        [sys.executable, "-c", code, *arguments],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     return done.stdout
 
@@ -42,10 +56,16 @@ def test_engines_of_one_server_are_added_up(tmp_path: Path) -> None:
     run(ENGINE.format(reasons=["x", "x", "y"]), **folder)
     run(ENGINE.format(reasons=["x"]), **folder)
     assert metrics.totals(tmp_path)["requests_without_drafts"] == {"x": 3, "y": 1}
-    page = run(PAGE, **folder)
+    page = run(PAGE, "child", **folder)
     assert 'specproof:requests_without_drafts_total{reason="x"} 3.0' in page
     assert 'specproof:requests_without_drafts_total{reason="y"} 1.0' in page
     assert "# HELP specproof:rows_without_law_total" in page
+
+
+def test_a_server_started_by_a_counting_process_counts_for_itself(tmp_path: Path) -> None:
+    folder = {metrics.FOLDER: str(tmp_path)}
+    run(ENGINE.format(reasons=["x"]), **folder)
+    assert "specproof:requests_without_drafts_total{" not in run(PAGE, **folder)
 
 
 def test_with_several_api_servers_prometheus_carries_the_counts(tmp_path: Path) -> None:

@@ -19,7 +19,8 @@ from vllm_plugin.cli import app
 
 # A child that builds "tiny" and says when conversion begins; no torch, so that it starts at once.
 CHILD = """
-import sys, time, types
+import signal, sys, time, types
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a suite in the background ignores it
 from vllm_plugin import models
 
 def write_model(gguf, folder, *, progress):

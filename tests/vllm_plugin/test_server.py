@@ -30,8 +30,9 @@ http.server.HTTPServer(("127.0.0.1", port), Health).serve_forever()
 """
 
 HOLDER = """
-import sys, time
+import signal, sys, time
 from pathlib import Path
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a suite in the background ignores it
 sys.path.insert(0, {folder!r})
 from test_server import fake_server
 with fake_server(Path({tmp!r})):
