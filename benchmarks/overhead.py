@@ -107,22 +107,20 @@ def profile(options: argparse.Namespace, folder: Path, concurrency: int) -> dict
 
 
 def shown(results: Sequence[dict[str, Any]]) -> Table:
-    """One row a concurrency, medians."""
+    """One column a concurrency, medians (means in brackets)."""
     made = Table(
-        title="milliseconds a step, medians", title_justify="left", box=SIMPLE, pad_edge=False
+        title="milliseconds a step: median (mean)", title_justify="left", box=SIMPLE, pad_edge=False
     )
-    names = ("bookkeeping", "learn", "rule", "propose", "ours", "stock")
-    for head in ("requests", "steps", "rows", *names, "limit"):
-        made.add_column(head, justify="right", no_wrap=True)
+    made.add_column("requests in flight")
     for one in results:
-        limit = LIMITS.get(one["concurrency"])
-        made.add_row(
-            str(one["concurrency"]),
-            str(one["steps"]),
-            f"{one['rows']:.1f}",
-            *(f"{one[name]['p50']:.2f}" for name in names),
-            "-" if limit is None else f"{limit:g}",
-        )
+        made.add_column(str(one["concurrency"]), justify="right")
+    made.add_row("steps", *(str(one["steps"]) for one in results))
+    made.add_row("rows a step", *(f"{one['rows']:.1f}" for one in results))
+    for name in ("bookkeeping", "learn", "rule", "propose", "ours", "stock"):
+        ms = [one[name] for one in results]
+        made.add_row(name, *(f"{each['p50']:.2f} ({each['mean']:.2f})" for each in ms))
+    limits = [LIMITS.get(one["concurrency"]) for one in results]
+    made.add_row("limit on ours", *("-" if limit is None else f"{limit:g}" for limit in limits))
     return made
 
 
