@@ -10,7 +10,7 @@ from torch import Tensor
 from vllm_plugin.emission_cpu import STRETCH, emit_row, positive, read_support
 from vllm_plugin.nodes import BISECTIONS, DISTINCT, LANDING, RULES, Nodes, Verdict
 from vllm_plugin.paths import Paths
-from vllm_plugin.sparse_flow import MAX_SUPPORT, judge_node
+from vllm_plugin.sparse_flow import check_support, judge_node
 
 TOKEN, MATCH, KSEQ, RRS, RRS_WITHOUT_REPLACEMENT, TOP_PLUS_ONE, SPARSE_OPTIMAL = range(len(RULES))
 _DISTINCT = tuple(rule in DISTINCT for rule in RULES)
@@ -246,8 +246,5 @@ def walk(
 
 
 def _check(rule: str, law: Tensor) -> None:
-    if rule == "sparse_optimal" and law.shape[-1] > MAX_SUPPORT:
-        raise ValueError(
-            f"sparse_optimal takes laws of at most {MAX_SUPPORT} entries, got {law.shape[-1]}: cut "
-            "q to its most probable tokens before drawing, or choose another rule"
-        )
+    if rule == "sparse_optimal":
+        check_support(law.shape[-1])

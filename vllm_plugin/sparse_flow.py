@@ -173,6 +173,15 @@ def _judge(p: Any, q: Any, slots: Any, offered: Any, chances: Any, weights: Any)
             judge_node(p[b], q[b], slots[b], count, chances[b], weights[b])
 
 
+def check_support(entries: int) -> None:
+    """Raise ValueError for sparse laws of more than :data:`MAX_SUPPORT` entries."""
+    if entries > MAX_SUPPORT:
+        raise ValueError(
+            f"sparse_optimal takes laws of at most {MAX_SUPPORT} entries, got {entries}: cut q to "
+            "its most probable tokens before drawing, or choose another rule"
+        )
+
+
 def judge_nodes(
     p: NDArray[np.float64],
     q: NDArray[np.float64],
@@ -184,11 +193,7 @@ def judge_nodes(
     p, q (B, E) on the support, 0 where unused; slots (B, k) the candidates' entries, all different;
     offered (B, k) which of them count, a prefix. Raises ValueError for E above MAX_SUPPORT.
     """
-    if q.shape[1] > MAX_SUPPORT:
-        raise ValueError(
-            f"sparse_optimal takes laws of at most {MAX_SUPPORT} entries, got {q.shape[1]}: cut q "
-            "to its most probable tokens before drawing, or choose another rule"
-        )
+    check_support(q.shape[1])
     chances, weights = np.zeros(slots.shape), p.copy()
     _judge(
         np.ascontiguousarray(p), np.ascontiguousarray(q), np.ascontiguousarray(slots),
