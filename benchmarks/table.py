@@ -143,6 +143,7 @@ def measure(
         "top_k": np.zeros(requests, np.int64),
         "top_p": ones,
         "noise_keys": np.zeros(requests, np.uint64),
+        "handles": np.arange(requests),
     }
     spent = np.empty((steps + _WARM_UP, 2))
     positions = np.empty(steps + _WARM_UP)
@@ -225,7 +226,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         fill(table, rng)
     if text is None:
         text = zipf_stream(_MEASURED_TOKENS, rng)
-    drafter.start(text)
+    drafter.start(0, text)
     known = laws(text)
     costs = [measure(drafter, text, known, requests, options.steps) for requests in options.batches]
     Console().print(shown(costs, table))

@@ -3,7 +3,7 @@
 Nothing here knows an inference engine; numpy and numba only.
 """
 
-from proposers.batch import Drafter, DraftRequests, Drafts, VerifiedRows
+from proposers.batch import Drafter, DraftRequests, Drafts, Followed, VerifiedRows
 from proposers.prompt_lookup import PromptLookupDrafter
 from proposers.stand import StandDrafter
 from proposers.table import ENTRIES, StandTable
@@ -13,6 +13,7 @@ __all__ = [
     "DraftRequests",
     "Drafter",
     "Drafts",
+    "Followed",
     "PromptLookupDrafter",
     "StandDrafter",
     "StandTable",

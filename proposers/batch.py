@@ -1,6 +1,6 @@
 """The batches that cross the border between an engine adapter and a drafter."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -12,15 +12,21 @@ Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
 
 
+def _nothing() -> Ints:
+    return np.zeros(0, np.int32)
+
+
 @dataclass(frozen=True, slots=True)
 class VerifiedRows:
     """Target laws that one engine step computed anyway, with the contexts they belong to.
 
     Row r is the law of the token that follows ``tokens[begins[r]:ends[r]]``; several rows may share
     a stretch of ``tokens`` (a chain of drafts). Laws are at temperature 1, before top-k and top-p.
+    ``emitted[r]`` is the token that the row's request emitted there, -1 where it emitted none (rows
+    behind a refused draft) or where that is not known; an empty array when none is.
 
     Shapes: tokens (S,) int32; begins, ends (R,) int64; ids (R, E) int32, most probable first,
-    padded with -1; probabilities (R, E) float32.
+    padded with -1; probabilities (R, E) float32; emitted (R,) or (0,) int32.
     """
 
     tokens: Ints
@@ -28,6 +34,7 @@ class VerifiedRows:
     ends: Longs
     ids: Ints
     probabilities: Floats
+    emitted: Ints = field(default_factory=_nothing)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,10 +44,10 @@ class DraftRequests:
     ``tokens[rows[b], :lengths[b]]`` is the text of request b so far. A temperature of 0 asks for
     argmax drafts; ``top_k`` 0 and ``top_p`` 1 mean no cut. ``noise_keys[b]`` is 0 for a request
     that draws from the drafter's own stream, otherwise the key of its position-keyed noise
-    (:mod:`proposers.noise`).
+    (:mod:`proposers.noise`). ``handles[b]`` is the number under which the request was started.
 
-    Shapes: tokens (any, L) int32; rows, lengths, budgets (B,) int64; temperatures, top_p (B,)
-    float64; top_k (B,) int64; noise_keys (B,) uint64.
+    Shapes: tokens (any, L) int32; rows, lengths, budgets, handles (B,) int64; temperatures, top_p
+    (B,) float64; top_k (B,) int64; noise_keys (B,) uint64.
     """
 
     tokens: Ints
@@ -51,6 +58,7 @@ class DraftRequests:
     top_k: Longs
     top_p: Doubles
     noise_keys: NDArray[np.uint64]
+    handles: Longs
 
     def __len__(self) -> int:
         return int(self.rows.shape[0])
@@ -77,15 +85,52 @@ class Drafts:
         return int(self.tokens.shape[0])
 
 
+@dataclass(frozen=True, slots=True)
+class Followed:
+    """A drafter's laws along a continuation that is given instead of drawn.
+
+    ``q[b, i]`` is the probability that its law gives to ``continuation[b, i]`` after the text and
+    ``continuation[b, :i]``; -1 where a chain that had followed the continuation so far would hold
+    no draft i, and from there on. ``law_ids`` and ``law_probabilities`` are those laws, as in
+    :class:`Drafts`. What stands behind a q of 0 is undefined: no chain gets there.
+
+    Shapes: q (B, K) float64; law_ids (B, K, E) int32; law_probabilities (B, K, E) float64.
+    """
+
+    q: Doubles
+    law_ids: Ints
+    law_probabilities: Doubles
+
+
+def follow_chain(drafts: Drafts, continuation: Ints) -> Followed:
+    """:class:`Followed` of a drafter whose laws are point masses: its one chain decides.
+
+    Shape of continuation: (B, K) int32, padded with -1 behind its end.
+    """
+    steps = drafts.tokens.shape[1]
+    held = np.arange(steps) < drafts.lengths[:, None]
+    agrees = held & (drafts.tokens == continuation)
+    reached = np.ones_like(held)
+    reached[:, 1:] = np.logical_and.accumulate(agrees, axis=1)[:, :-1]
+    q = np.where(held & reached & (continuation >= 0), agrees.astype(np.float64), -1.0)
+    return Followed(q, drafts.law_ids, drafts.law_probabilities)
+
+
 class Drafter(Protocol):
-    """What an engine adapter needs of a drafter; one call of each per engine step."""
+    """What an engine adapter, and a replay, needs of a drafter.
+
+    Requests have handles, numbers that are never used twice. ``draft`` and ``follow`` take a
+    request's whole text, so a drafter that keeps something for each request learns its emitted
+    tokens from there; a request may be drafted for without having been started (its prompt was not
+    text), and is then without such state.
+    """
 
     @property
     def wants_rows(self) -> bool:
         """Whether ``observe`` learns from target laws, so that the engine should collect them."""
         ...
 
-    def start(self, prompt: Ints) -> None:
+    def start(self, handle: int, prompt: Ints) -> None:
         """Take in the prompt of a request that begins to decode."""
         ...
 
@@ -95,4 +140,16 @@ class Drafter(Protocol):
 
     def draft(self, requests: DraftRequests) -> Drafts:
         """Propose tokens for every request."""
+        ...
+
+    def follow(self, requests: DraftRequests, continuation: Ints) -> Followed:
+        """The laws along a continuation, shape (B, K) int32 padded with -1; nothing is drawn.
+
+        A ``draft`` in the same state would have drawn from the same laws as long as it drew these
+        tokens.
+        """
+        ...
+
+    def finish(self, handle: int) -> None:
+        """Forget a request that has ended; also called for requests that were never started."""
         ...

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from proposers.batch import DraftRequests, Drafts, Ints, VerifiedRows
+from proposers.batch import DraftRequests, Drafts, Followed, Ints, VerifiedRows, follow_chain
 
 
 @njit(cache=True, nogil=True)
@@ -69,7 +69,7 @@ class PromptLookupDrafter:
             raise ValueError(f"draft_length is {draft_length}; it must be 1 or more")
         self.draft_length, self.longest, self.shortest = draft_length, longest, shortest
 
-    def start(self, prompt: Ints) -> None:
+    def start(self, handle: int, prompt: Ints) -> None:
         """Nothing to learn: the text itself is the table."""
 
     def observe(self, rows: VerifiedRows) -> None:
@@ -86,3 +86,10 @@ class PromptLookupDrafter:
         )  # fmt: skip
         law = (tokens >= 0).astype(np.float64)
         return Drafts(tokens, lengths, tokens[:, :, None], law[:, :, None])
+
+    def follow(self, requests: DraftRequests, continuation: Ints) -> Followed:
+        """The copied tokens as point masses along a continuation."""
+        return follow_chain(self.draft(requests), continuation)
+
+    def finish(self, handle: int) -> None:
+        """Nothing is kept for a request."""

@@ -7,9 +7,11 @@ import numpy as np
 from numba import njit
 
 from proposers.acceptance import expected_acceptance
-from proposers.batch import DraftRequests, Drafts, Ints, VerifiedRows
+from proposers.batch import Doubles, DraftRequests, Drafts, Followed, Ints, VerifiedRows
 from proposers.noise import exponential, row_key
 from proposers.table import ENTRIES, StandTable, context_keys, longest_match
+
+_DRAWN = np.zeros((0, 0), np.int32)
 
 
 @njit(inline="always")
@@ -93,11 +95,13 @@ def _draft(
     noise_keys: Any,
     uniforms: Any,
     min_survival: Any,
+    given: Any,
     out_tokens: Any,
     out_lengths: Any,
     law_ids: Any,
     laws: Any,
 ) -> Any:
+    """Chains of every request: drawn, or, when ``given`` has rows, along the given tokens."""
     keys = np.empty(order, np.uint64)
     steps = out_tokens.shape[1]
     text = np.empty(order + steps, np.int32)
@@ -122,7 +126,11 @@ def _draft(
             )  # fmt: skip
             if n == 0:
                 break
-            if noise_keys[b] == 0:
+            if given.shape[0]:
+                token = given[b, i]
+                if token < 0:
+                    break
+            elif noise_keys[b] == 0:
                 token = draw(law_ids[b, i], laws[b, i], n, uniforms[b, i])
             else:
                 row = row_key(noise_keys[b], lengths[b] + i)
@@ -182,7 +190,7 @@ class StandDrafter:
         self.min_survival = float(min_survival)
         self._rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, 0x57A4D])))
 
-    def start(self, prompt: Ints) -> None:
+    def start(self, handle: int, prompt: Ints) -> None:
         """Take in a prompt, shape (n,) int32."""
         if self.prompt_visits:
             self.table.observe_text(prompt)
@@ -193,6 +201,20 @@ class StandDrafter:
 
     def draft(self, requests: DraftRequests) -> Drafts:
         """Draft up to ``min(draft_length, budget)`` tokens for every request, with their laws."""
+        return self._chains(requests, self._rng.random((len(requests), self.draft_length)), _DRAWN)
+
+    def follow(self, requests: DraftRequests, continuation: Ints) -> Followed:
+        """The table's laws along a continuation, as far as a chain along it would go."""
+        made = self._chains(requests, np.zeros((1, 1)), continuation)
+        hit = (made.law_ids == continuation[:, :, None]) & (made.law_probabilities > 0)
+        q = np.where(hit, made.law_probabilities, 0.0).sum(axis=2)
+        beyond = np.arange(continuation.shape[1]) >= made.lengths[:, None]
+        return Followed(np.where(beyond, -1.0, q), made.law_ids, made.law_probabilities)
+
+    def finish(self, handle: int) -> None:
+        """Nothing is kept for a request."""
+
+    def _chains(self, requests: DraftRequests, uniforms: Doubles, given: Ints) -> Drafts:
         batch, steps = len(requests), self.draft_length
         drafts = Drafts(
             tokens=np.full((batch, steps), -1, np.int32),
@@ -203,7 +225,7 @@ class StandDrafter:
         _draft(
             self.table.arrays, self.table.order, requests.tokens, requests.rows, requests.lengths,
             requests.budgets, requests.temperatures, requests.top_k, requests.top_p,
-            requests.noise_keys, self._rng.random((batch, steps)), self.min_survival,
+            requests.noise_keys, uniforms, self.min_survival, given,
             drafts.tokens, drafts.lengths, drafts.law_ids, drafts.law_probabilities,
         )  # fmt: skip
         return drafts

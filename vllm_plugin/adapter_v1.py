@@ -8,6 +8,7 @@ was reordered, the request preempted or the chain cut short in between.
 from __future__ import annotations
 
 import functools
+import itertools
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,7 +67,7 @@ NO_DRAFTS = Chain(_NO_TOKENS, _NO_IDS, _NO_LAW, has_bonus=True)
 
 
 class V1Adapter:
-    """Serves one runner; ``pending`` and ``started`` hold live requests only."""
+    """Serves one runner; its dictionaries by request id hold live requests only."""
 
     def __init__(
         self, drafter: Drafter, *, rule: str, order: int, draft_length: int, max_model_len: int
@@ -79,6 +80,8 @@ class V1Adapter:
         self.pending: dict[str, PendingDraft] = {}
         self.started: set[str] = set()
         self.noise_keys: dict[str, int] = {}
+        self.handles: dict[str, int] = {}
+        self._handles = itertools.count()
         self._runner: Any = None
         self._verifier: Verifier | None = None
         self._without: WithoutDrafts | None = None
@@ -135,6 +138,7 @@ class V1Adapter:
                 top_k=np.where(top_k < batch.vocab_size, top_k, 0),
                 top_p=batch.top_p_cpu[index].astype(np.float64),
                 noise_keys=np.array([self.noise_keys[r] for r in ids], np.uint64),
+                handles=np.array([self.handles[r] for r in ids], np.int64),
             )
         )
         self._keep(ids, index, lengths, drafts, proposed)
@@ -217,6 +221,7 @@ class V1Adapter:
         parameters = self._runner.requests[request_id].sampling_params
         seed = None if parameters is None else parameters.seed
         self.noise_keys[request_id] = 0 if seed is None else request_key(seed)
+        self.handles[request_id] = next(self._handles)
         reason = self._reason(index)
         if reason is not None:
             without_drafts.count(reason)
@@ -237,7 +242,7 @@ class V1Adapter:
                 self.started.add(request_id)
                 if batch.req_prompt_embeds.get(r.index) is None:
                     prompt = batch.token_ids_cpu[r.index, : batch.num_prompt_tokens[r.index]]
-                    self.drafter.start(prompt)
+                    self.drafter.start(self.handles[request_id], prompt)
         if self.drafter.wants_rows and sampling:
             self.drafter.observe(self._rows(logits, sampling))
 
@@ -274,6 +279,7 @@ class V1Adapter:
         if len(self.noise_keys) > len(live):
             for request_id in [r for r in self.noise_keys if r not in live]:
                 del self.noise_keys[request_id]
+                self.drafter.finish(self.handles.pop(request_id))
                 self.started.discard(request_id)
                 self.pending.pop(request_id, None)
 

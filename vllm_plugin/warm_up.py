@@ -14,7 +14,7 @@ from vllm_plugin.top_entries import top_entries
 def warm_up(drafter: Drafter) -> None:
     """Run a throwaway drafter and the kernels beside it once, with the argument types of a step."""
     text = np.array([[1, 2, 3, 1, 2, 3, 1, 2]], np.int32)
-    drafter.start(text[0])
+    drafter.start(0, text[0])
     ids, probabilities = top_entries(torch.zeros((2, 128)), np.arange(2))
     ends = np.array([3, 4], np.int64)
     drafter.observe(VerifiedRows(text[0], np.zeros(2, np.int64), ends, ids, probabilities))
@@ -29,8 +29,10 @@ def warm_up(drafter: Drafter) -> None:
                 top_k=np.zeros(1, np.int64),
                 top_p=np.ones(1),
                 noise_keys=np.full(1, key, np.uint64),
+                handles=np.zeros(1, np.int64),
             )
         )
+    drafter.finish(0)
     one = torch.ones(1, dtype=torch.int64)
     chains = Chains(
         one * 0, one, one > 0, one[:, None], one[:, None, None], one.double()[:, None, None]

@@ -25,6 +25,7 @@ def requests(texts: list[list[int]], budgets: list[int]) -> DraftRequests:
         top_k=np.zeros(batch, np.int64),
         top_p=ones,
         noise_keys=np.zeros(batch, np.uint64),
+        handles=np.arange(batch),
     )
 
 
@@ -73,7 +74,7 @@ def test_drafts_are_copies() -> None:
 def test_nothing_is_learned() -> None:
     drafter = PromptLookupDrafter(draft_length=4)
     assert not drafter.wants_rows
-    drafter.start(np.array([1, 2, 3], np.int32))
+    drafter.start(0, np.array([1, 2, 3], np.int32))
     assert drafter.draft(requests([[1]], [4])).lengths.tolist() == [0]
 
 
@@ -88,3 +89,12 @@ def test_nothing_is_learned() -> None:
 def test_bad_parameters_are_named(options: dict[str, int], sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         PromptLookupDrafter(**{"draft_length": 4, **options})
+
+
+def test_follow_is_one_as_long_as_the_copy_agrees_then_zero_then_nothing() -> None:
+    drafter = PromptLookupDrafter(draft_length=4, longest=2)
+    asked = requests([[1, 2, 3, 4, 5, 1, 2], [7, 8, 9], [1, 2, 1]], [4, 4, 4])
+    continuation = np.array([[3, 4, 6, 7], [7, 8, 9, 1], [2, -1, -1, -1]], np.int32)
+    followed = drafter.follow(asked, continuation)
+    assert followed.q.tolist() == [[1, 1, 0, -1], [-1] * 4, [1, -1, -1, -1]]
+    assert followed.law_ids[0, :3, 0].tolist() == [3, 4, 5]

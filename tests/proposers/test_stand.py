@@ -61,6 +61,7 @@ def requests(
         top_k=np.full(batch, top_k, np.int64),
         top_p=np.full(batch, top_p),
         noise_keys=np.array(keys or [0] * batch, np.uint64),
+        handles=np.arange(batch),
     )
 
 
@@ -213,7 +214,7 @@ def test_no_requests_no_drafts() -> None:
 def test_a_draft_ends_where_no_context_is_known() -> None:
     drafter = StandDrafter(StandTable(order=2, budget_bytes=2**16), draft_length=K)
     assert drafter.draft(requests([[1]])).lengths.tolist() == [0]
-    drafter.start(np.array([1, 2, 3], np.int32))
+    drafter.start(0, np.array([1, 2, 3], np.int32))
     drafts = drafter.draft(requests([[1], [2], [3], [9]]))
     assert drafts.lengths.tolist() == [2, 1, 0, 0]  # nothing ever followed a 3
     assert drafts.tokens[0, :2].tolist() == [2, 3]
@@ -221,13 +222,13 @@ def test_a_draft_ends_where_no_context_is_known() -> None:
 
 def test_prompts_stay_out_of_the_table_when_they_should() -> None:
     table = StandTable(budget_bytes=2**16)
-    StandDrafter(table, draft_length=K, prompt_visits=False).start(np.array([1, 2], np.int32))
+    StandDrafter(table, draft_length=K, prompt_visits=False).start(0, np.array([1, 2], np.int32))
     assert table.live == 0
 
 
 def test_the_longest_known_context_wins() -> None:
     drafter = StandDrafter(StandTable(order=3, budget_bytes=2**16), draft_length=1)
-    drafter.start(np.array([1, 2, 3, 7, 2, 3, 8, 3, 9], np.int32))
+    drafter.start(0, np.array([1, 2, 3, 7, 2, 3, 8, 3, 9], np.int32))
     drafts = drafter.draft(requests([[1, 2, 3], [0, 2, 3]], temperature=0.0))
     assert drafts.tokens[0].tolist() == [7]
     assert set(published(drafts, 1, 0)) <= {7, 8}  # the order-2 law holds no 9
@@ -352,3 +353,24 @@ def test_expected_acceptance_is_a_probability_and_grows_with_certainty(
 def test_a_survival_bound_out_of_range(bound: float) -> None:
     with pytest.raises(ValueError, match="min_survival"):
         StandDrafter(StandTable(budget_bytes=2**20), draft_length=1, min_survival=bound)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.7])
+def test_follow_gives_the_laws_that_a_draft_of_the_same_tokens_was_drawn_from(
+    temperature: float,
+) -> None:
+    """Along its own draft, ``follow`` sees that draft's laws, and ends where it ended."""
+    rng = np.random.default_rng(5)
+    table = StandTable(order=3, budget_bytes=2**20)
+    table.observe_text(rng.integers(0, 6, 60).astype(np.int32))
+    drafter = StandDrafter(table, draft_length=K, min_survival=0.1)
+    asked = requests([rng.integers(0, 6, 8).tolist() for _ in range(40)], temperature=temperature)
+    drafts = drafter.draft(asked)
+    followed = drafter.follow(asked, drafts.tokens)
+    held = np.arange(K) < drafts.lengths[:, None]
+    assert len(set(drafts.lengths.tolist())) > 1
+    np.testing.assert_array_equal(followed.law_ids[held], drafts.law_ids[held])
+    np.testing.assert_array_equal(followed.law_probabilities[held], drafts.law_probabilities[held])
+    own = drafts.law_ids == drafts.tokens[:, :, None]
+    q = np.where(own, drafts.law_probabilities, 0).sum(axis=2)
+    np.testing.assert_array_equal(followed.q, np.where(held, q, -1.0))
