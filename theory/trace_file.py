@@ -51,14 +51,12 @@ def write(path: Path, trace: Trace) -> None:
     arrays: dict[str, NDArray[Any]] = {name: getattr(trace, name) for name in _ARRAYS}
     arrays |= {"emitted_p": trace.processed.emitted, "kept": trace.processed.kept}
     kinds = _ARRAYS | _DERIVED
+    named: dict[str, Any] = {name: np.asarray(array, kinds[name]) for name, array in arrays.items()}
+    named["header"] = np.frombuffer(json.dumps(header).encode(), np.uint8)
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with partial.open("wb") as file:
-            np.savez_compressed(
-                file,
-                header=np.frombuffer(json.dumps(header).encode(), np.uint8),
-                **{name: np.asarray(array, kinds[name]) for name, array in arrays.items()},
-            )
+            np.savez_compressed(file, allow_pickle=False, **named)
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
