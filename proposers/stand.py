@@ -124,10 +124,7 @@ def _draft(
             )
             if survival < min_survival:
                 break
-            shorter = -1
-            if matched > 1 and interpolation > 0:
-                shorter, _ = longest_match(table, keys, matched - 1)
-            mix(table, slot, shorter, interpolation, ids, law)
+            mix(table, keys, slot, matched, interpolation, ids, law)
             n = reshape_law(
                 ids, law, temperatures[b], top_k[b], top_p[b], law_ids[b, i], laws[b, i]
             )
@@ -151,7 +148,7 @@ class StandDrafter:
     """Drafts by longest-context look-up and sampling (ALGORITHMS.md 1; STAND, arXiv 2506.04708).
 
     At each depth the longest known context of at most ``table.order`` tokens gives the mean law of
-    the target, mixed with the next shorter one's (:mod:`proposers.mixture`); it is re-tempered and
+    the target, mixed with those of shorter ones (:mod:`proposers.mixture`); it is re-tempered and
     cut for the request, one token is drawn from it, appended, and the next depth follows. No known
     context ends the draft, and so does a small chance that its next token would count
     (:mod:`proposers.acceptance`). The laws are those of the table at the moment of drafting,
@@ -171,7 +168,7 @@ class StandDrafter:
         A chain ends before the token that it is expected to reach and have accepted with less than
         this probability, in [0, 1); 0 drafts as long as contexts are known.
     interpolation
-        Strength of the mixture with the next shorter context's law, >= 0; 0 is plain back-off.
+        Strength of the mixture with shorter contexts' laws, >= 0; 0 is the paper's back-off.
 
     Raises
     ------
