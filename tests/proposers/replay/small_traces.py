@@ -22,7 +22,7 @@ def trace(
     max_tokens: int,
     sampling: Sampling | None = None,
 ) -> Trace:
-    """The trace of answers (prompt, tokens), whose laws are the target's, all entries in the head."""
+    """The trace of answers (prompt, tokens); the heads hold the target's whole laws."""
     rows, tokens = [], []
     for prompt, answer in answers:
         text = list(prompts[prompt])

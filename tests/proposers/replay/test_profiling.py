@@ -308,7 +308,7 @@ def test_the_calls_are_those_of_the_engines_adapter() -> None:
             [pytest.approx(m, abs=2e-6) for m in masses],
         )  # fmt: skip
 
-    a, b = prompt + [4], prompt + [2]
+    a, b = [*prompt, 4], [*prompt, 2]
     assert drafter.calls == [
         ("start", 0, prompt),
         ("start", 1, prompt),
