@@ -25,12 +25,11 @@ def refusal_without_replacement(p: Floats, q: Floats, k: int) -> float:
 
     Raises ValueError above `MAX_SEQUENCES`: use `estimate_without_replacement` there.
     """
-    last = None
-    for last in _offers(p, q, k):
-        pass
-    if last is None or last.step < k - 1:
-        return 0.0
-    return float(np.sum(last.weight * last.after / last.left))
+    refused = 0.0
+    for offer in _offers(p, q, k):
+        if offer.step == k - 1:
+            refused = float(np.sum(offer.weight * offer.after / offer.left))
+    return refused
 
 
 def accepted_without_replacement(p: Floats, q: Floats, k: int) -> Floats:
