@@ -91,12 +91,15 @@ class SuffixDrafter:
         self._cache: Any = SuffixDecodingCache(
             max_tree_depth=max_tree_depth, max_cached_requests=max_cached_requests
         )
-        self._learned: dict[int, int] = {}  # tokens of each started request that its trees hold
+        self._prompts: dict[int, Ints] = {}  # of requests that no draft was asked for so far
+        self._learned: dict[int, int] = {}  # tokens of each other request that its trees hold
 
     def start(self, handle: int, prompt: Ints) -> None:
-        """Build the request's tree from its prompt, shape (n,) int32."""
-        self._cache.start_request(handle, np.ascontiguousarray(prompt, np.int32))
-        self._learned[handle] = prompt.shape[0]
+        """Keep the prompt, shape (n,) int32; the first draft builds the request's tree from it.
+
+        As in vLLM: to start a request may evict an answer that others of the step still draft from.
+        """
+        self._prompts[handle] = np.array(prompt, np.int32)
 
     def observe(self, rows: VerifiedRows) -> None:
         """Nothing to learn from target laws."""
@@ -112,10 +115,9 @@ class SuffixDrafter:
         lengths, matched = np.zeros(batch, np.int64), np.zeros(batch, np.int64)
         for b in range(batch):
             handle, end = int(requests.handles[b]), int(requests.lengths[b])
-            if handle not in self._learned:
-                continue
             text = requests.tokens[requests.rows[b], :end]
-            self._learn(handle, text)
+            if not self._learn(handle, text):
+                continue
             most = min(self.draft_length, int(requests.budgets[b]))
             if most < 1:
                 continue
@@ -136,11 +138,20 @@ class SuffixDrafter:
 
     def finish(self, handle: int) -> None:
         """Drop the request's own tree; its answer stays in the shared one until evicted."""
+        self._prompts.pop(handle, None)
         if self._learned.pop(handle, None) is not None:
             self._cache.stop_request(handle)
 
-    def _learn(self, handle: int, text: Ints) -> None:
-        begin = self._learned[handle]
+    def _learn(self, handle: int, text: Ints) -> bool:
+        """Whether the request has a tree, which holds its text from now on."""
+        prompt = self._prompts.pop(handle, None)
+        if prompt is not None:
+            self._cache.start_request(handle, prompt)
+            self._learned[handle] = prompt.shape[0]
+        begin = self._learned.get(handle)
+        if begin is None:
+            return False
         if begin < text.shape[0]:
             self._cache.add_active_response(handle, np.ascontiguousarray(text[begin:], np.int32))
             self._learned[handle] = text.shape[0]
+        return True

@@ -43,16 +43,19 @@ def test_drafts_equal_the_package_told_token_by_token(data: Any) -> None:
     )
     cache = suffix_decoding.SuffixDecodingCache(max_tree_depth=depth, max_cached_requests=cached)
     texts: dict[int, list[int]] = {}
+    waiting: dict[int, list[int]] = {}
     for step in range(data.draw(st.integers(1, 12))):
         if len(texts) < 2:
             texts[step] = data.draw(st.lists(token, min_size=1, max_size=12))
             drafter.start(step, array(texts[step]))
-            cache.start_request(step, array(texts[step]))
+            waiting[step] = texts[step]
         handle = data.draw(st.sampled_from(sorted(texts)))
         new = data.draw(st.lists(token, min_size=1, max_size=4))
         texts[handle] = texts[handle] + new
         budget = data.draw(st.integers(0, 6))
         asked = requests([texts[handle]], [budget], handles=[handle])
+        if handle in waiting:  # the first draft starts the request
+            cache.start_request(handle, array(waiting.pop(handle)))
         cache.add_active_response(handle, new)
         expected = []
         if budget:
