@@ -73,7 +73,7 @@ def profile(
     Raises
     ------
     ValueError
-        For a draft length below 1, and an unknown ``share`` or ``order``.
+        For a draft length below 1 or not the drafter's, and an unknown ``share`` or ``order``.
     """
     if draft_length < 1:
         raise ValueError(f"draft_length is {draft_length}; it must be 1 or more")
@@ -128,7 +128,13 @@ def _walk(texts: _Texts, drafter: Drafter, found: Profile) -> None:
             if budget > 0:
                 # The engine learns that an answer has ended only after it was drafted for again.
                 requests = texts.requests(alive, emitted, budget)
-                lengths = drafter.draft(requests).lengths
+                drafts = drafter.draft(requests)
+                if drafts.tokens.shape[1] != steps:
+                    raise ValueError(
+                        f"a drafter of {drafts.tokens.shape[1]} drafts was made for a profile of "
+                        f"{steps}"
+                    )
+                lengths = drafts.lengths
                 if going.size < alive.size:
                     lengths = lengths[np.isin(alive, going)]
                     requests = texts.requests(going, emitted, budget)
