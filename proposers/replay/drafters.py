@@ -11,10 +11,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from proposers.aded import AdedDrafter
 from proposers.batch import Drafter
 from proposers.prompt_lookup import PromptLookupDrafter
 from proposers.stand import StandDrafter
+from proposers.suffix import SuffixDrafter
 from proposers.table import StandTable
+from proposers.token_recycling import TokenRecyclingDrafter
+from proposers.trigrams import TrigramTable
 
 Options = Mapping[str, Any]
 
@@ -56,6 +60,31 @@ def _prompt_lookup(options: Options, draft_length: int, seed: int) -> Drafter:
         draft_length=draft_length,
         longest=options["longest_match"],
         shortest=options["shortest_match"],
+        occurrence=options["occurrence"],
+    )
+
+
+def _suffix(options: Options, draft_length: int, seed: int) -> Drafter:
+    return SuffixDrafter(
+        draft_length=draft_length,
+        max_tree_depth=options["suffix_max_tree_depth"],
+        max_spec_factor=options["suffix_max_spec_factor"],
+        min_token_prob=options["suffix_min_token_prob"],
+        max_cached_requests=options["suffix_max_cached_requests"],
+    )
+
+
+def _token_recycling(options: Options, draft_length: int, seed: int) -> Drafter:
+    return TokenRecyclingDrafter(draft_length=draft_length, prompt_visits=options["prompt_visits"])
+
+
+def _aded(options: Options, draft_length: int, seed: int) -> Drafter:
+    return AdedDrafter(
+        TrigramTable(budget_bytes=options["table_mib"] * 2**20),
+        draft_length=draft_length,
+        rounds=options["search_rounds"],
+        exploration=options["exploration"],
+        prompt_visits=options["prompt_visits"],
     )
 
 
@@ -73,7 +102,29 @@ DRAFTERS: dict[str, Kind] = {
         "vllm_plugin.Stand",
     ),
     "prompt_lookup": Kind(
-        _prompt_lookup, {"longest_match": 4, "shortest_match": 1}, "vllm_plugin.PromptLookup"
+        _prompt_lookup,
+        {"longest_match": 4, "shortest_match": 1, "occurrence": "latest"},
+        "vllm_plugin.PromptLookup",
+    ),
+    "suffix": Kind(
+        _suffix,
+        {
+            "suffix_max_tree_depth": 24,
+            "suffix_max_spec_factor": 1.0,
+            "suffix_min_token_prob": 0.1,
+            "suffix_max_cached_requests": 10_000,
+        },
+        "vllm_plugin.Suffix",
+        depends_on_length=True,
+    ),
+    "token_recycling": Kind(
+        _token_recycling, {"prompt_visits": True}, "vllm_plugin.TokenRecycling"
+    ),
+    "aded": Kind(
+        _aded,
+        {"table_mib": 256, "search_rounds": 32, "exploration": 1.25, "prompt_visits": True},
+        "vllm_plugin.Aded",
+        depends_on_length=True,
     ),
 }
 
