@@ -59,7 +59,9 @@ def starts_after(rule: str, drafts: str, k: int) -> dict[Tokens, Fraction]:
             )  # fmt: skip
             for emitted, mass in law.items():
                 after = (text + emitted)[:LENGTH]
-                starts[after] = starts.get(after, Fraction(0)) + starts.get(text, Fraction(0)) * mass
+                starts[after] = (
+                    starts.get(after, Fraction(0)) + starts.get(text, Fraction(0)) * mass
+                )
     return starts
 
 
