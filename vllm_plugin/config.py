@@ -40,6 +40,9 @@ class Options(BaseModel):
     min_survival: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.05, description="a STAND chain ends where its next token is less likely to be reached"
     )
+    interpolation: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(
+        1.0, description="how much a context's law is mixed with those of shorter ones"
+    )
     longest_match: Annotated[int, Field(ge=1, le=64)] = Field(
         4, description="longest suffix that PromptLookup matches, in tokens"
     )

@@ -78,6 +78,7 @@ class Stand(Proposer):
             seed=seed,
             prompt_visits=options.prompt_visits,
             min_survival=options.min_survival,
+            interpolation=options.interpolation,
         )
 
 
