@@ -34,7 +34,7 @@ def draw(path: Path, lines: Sequence[Line], origins: Origins | None = None) -> N
         counts = by_count(origins)
         _bars(
             axes[0, 2], "visits of the context",
-            [f"{low:.2g}" if low == high else f"{low:.2g}–{high:.2g}" for low, high, _, _ in counts],
+            [_span(low, high) for low, high, _, _ in counts],
             [a for _, _, a, _ in counts], [n for *_, n in counts],
         )  # fmt: skip
         axes[0, 1].set_ylabel("acceptance of STAND's first draft")
@@ -87,3 +87,7 @@ def _bars(
     axes.bar_label(drawn, labels=[f"{n:,}" for n in positions], fontsize="x-small")
     axes.set(xlabel=label, ylim=(0, 1.05))
     axes.tick_params(axis="x", labelsize="small")
+
+
+def _span(low: float, high: float) -> str:
+    return f"{low:.2g}" if f"{low:.2g}" == f"{high:.2g}" else f"{low:.2g}–{high:.2g}"
