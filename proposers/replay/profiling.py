@@ -96,6 +96,16 @@ def profile(
     return found
 
 
+def most_tokens(trace: Trace, share: Share) -> int:
+    """The most tokens of prompts and answers that one drafter is shown."""
+    prompts = np.diff(trace.prompt_begins)
+    answers = np.diff(trace.answer_begins)
+    if share == "none":
+        return int((prompts[trace.answer_prompts] + answers).max(initial=0))
+    each = prompts + np.bincount(trace.answer_prompts, answers, trace.prompts)
+    return int(each.sum() if share == "all" else each.max(initial=0))
+
+
 def check_width(made: int, draft_length: int) -> None:
     """Raise ValueError unless a drafter was made for this number of drafts."""
     if made != draft_length:
