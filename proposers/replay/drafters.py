@@ -16,7 +16,7 @@ from proposers.batch import Drafter
 from proposers.prompt_lookup import PromptLookupDrafter
 from proposers.stand import StandDrafter
 from proposers.suffix import SuffixDrafter
-from proposers.table import BYTES_PER_SLOT, MAX_ORDER, StandTable
+from proposers.table import ENTRIES, MAX_ORDER, StandTable, bytes_per_slot
 from proposers.token_recycling import TokenRecyclingDrafter
 from proposers.trigrams import TrigramTable
 
@@ -46,8 +46,10 @@ def _stand(options: Options, draft_length: int, seed: int) -> Drafter:
     table = StandTable(
         order=options["order"],
         budget_bytes=options["table_mib"] * 2**20,
+        entries=options["entries"],
         decay=options["decay"],
         count_cap=math.inf if cap is None else cap,
+        emitted_weight=options["emitted_weight"],
     )
     return StandDrafter(
         table,
@@ -96,10 +98,12 @@ DRAFTERS: dict[str, Kind] = {
     "stand": Kind(
         _stand,
         {
-            "order": 4,
+            "order": 6,
             "table_mib": 256,
-            "decay": 0.7,
+            "entries": 10,
+            "decay": 0.5,
             "count_cap": None,
+            "emitted_weight": 0.7,
             "prompt_visits": True,
             "min_survival": 0.05,
             "interpolation": 1.0,
@@ -173,8 +177,9 @@ def make_drafter(
     least = {"table_mib": min(chosen["table_mib"], 1)} if "table_mib" in chosen else {}
     kind.build(chosen | least, draft_length, seed)
     if "table_mib" in chosen and tokens is not None:
+        width = chosen.get("entries", ENTRIES)
         slots = _SPARSE * chosen.get("order", MAX_ORDER) * tokens
-        chosen["table_mib"] = min(chosen["table_mib"], 1 + (slots * BYTES_PER_SLOT >> 20))
+        chosen["table_mib"] = min(chosen["table_mib"], 1 + (slots * bytes_per_slot(width) >> 20))
     return lambda: kind.build(chosen, draft_length, seed)
 
 

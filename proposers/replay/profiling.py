@@ -18,6 +18,8 @@ import numpy as np
 
 from proposers.batch import Doubles, Drafter, Longs
 from proposers.replay.texts import Texts
+from proposers.stand import StandDrafter
+from proposers.table import ENTRIES
 from theory.traces import Trace
 
 Share = Literal["prompt", "all", "none"]
@@ -139,7 +141,7 @@ def walk(
     laws = np.exp(trace.log_masses)
     handle = 0
     for drafter, group in _groups(trace, make_drafter, share, order):
-        texts = Texts(trace, laws, group, handle)
+        texts = Texts(trace, laws, group, handle, _entries(drafter))
         handle += len(group)
         for b in range(len(group)):
             drafter.start(int(texts.handles[b]), texts.prompts[b])
@@ -156,6 +158,11 @@ def walk(
                 if drafter.wants_rows:
                     drafter.observe(rows)
         advance(int(texts.sizes.sum()))
+
+
+def _entries(drafter: Drafter) -> int:
+    """How many entries of each law the engine would collect for a drafter."""
+    return drafter.table.entries if isinstance(drafter, StandDrafter) else ENTRIES
 
 
 def _groups(
