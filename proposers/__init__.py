@@ -5,6 +5,7 @@ Nothing here knows an inference engine; numpy and numba only.
 
 from proposers.aded import AdedDrafter
 from proposers.batch import Drafter, DraftRequests, Drafts, Followed, VerifiedRows
+from proposers.chooser import ChooserDrafter
 from proposers.prompt_lookup import PromptLookupDrafter
 from proposers.stand import StandDrafter
 from proposers.suffix import SuffixDrafter
@@ -15,6 +16,7 @@ from proposers.trigrams import TrigramTable
 __all__ = [
     "ENTRIES",
     "AdedDrafter",
+    "ChooserDrafter",
     "DraftRequests",
     "Drafter",
     "Drafts",
