@@ -108,6 +108,8 @@ class ChooserDrafter:
         drawn = np.flatnonzero(choices == self._drawing)
         if drawn.size == 0:
             return made
+        if drawn.size == len(requests):
+            return self.members[self._drawing].draft(requests)
         theirs = self.members[self._drawing].draft(requests.subset(drawn))
         ids, law = _widened(made, theirs.law_ids.shape[2])
         tokens = made.tokens
@@ -171,7 +173,7 @@ class ChooserDrafter:
                 spans[:, m] = np.clip(requests.budgets, 0, self.draft_length)
             else:
                 spans[:, m], chains[:, m] = seen.drafts.lengths, seen.drafts.tokens
-        classes = np.digitize(requests.temperatures, _CLASS_EDGES)
+        classes = _CLASS_EDGES.searchsorted(requests.temperatures, "right")
         decide(
             self._courses, self._estimates, slots, requests.lengths, classes, levels, chains, spans
         )
@@ -197,7 +199,7 @@ class ChooserDrafter:
         q = np.zeros((len(requests), most))
         for begin in range(0, most, steps):
             going = np.flatnonzero((olds >= 0) & (requests.lengths - olds > begin))
-            some = requests.subset(going)
+            some = requests if going.size == len(requests) else requests.subset(going)
             starts = olds[going] + begin
             places = starts[:, None] + np.arange(steps)
             inside = places < some.lengths[:, None]

@@ -67,10 +67,10 @@ def look(drafter: Drafter, requests: DraftRequests) -> Look:
         return Look(None, levels)
     if isinstance(drafter, PromptLookupDrafter | SuffixDrafter):
         drafts, matched = drafter.propose(requests)
-        return Look(drafts, np.digitize(matched, _MATCHED))
+        return Look(drafts, _MATCHED.searchsorted(matched, "right"))
     if isinstance(drafter, TokenRecyclingDrafter | AdedDrafter):
         drafts, expected = drafter.propose(requests)
-        return Look(drafts, np.digitize(expected, _EXPECTED))
+        return Look(drafts, _EXPECTED.searchsorted(expected, "right"))
     raise TypeError(f"{type(drafter).__name__} cannot be a member of a chooser")
 
 
