@@ -8,8 +8,9 @@ from numba import njit
 
 from proposers.acceptance import expected_acceptance
 from proposers.batch import Doubles, DraftRequests, Drafts, Followed, Ints, VerifiedRows
+from proposers.mixture import mix
 from proposers.noise import exponential, row_key
-from proposers.table import ENTRIES, StandTable, context_keys, longest_match
+from proposers.table import StandTable, context_keys, longest_match
 
 _DRAWN = np.zeros((0, 0), np.int32)
 
@@ -95,6 +96,7 @@ def _draft(
     noise_keys: Any,
     uniforms: Any,
     min_survival: Any,
+    interpolation: Any,
     given: Any,
     out_tokens: Any,
     out_lengths: Any,
@@ -105,6 +107,8 @@ def _draft(
     keys = np.empty(order, np.uint64)
     steps = out_tokens.shape[1]
     text = np.empty(order + steps, np.int32)
+    ids = np.empty(2 * table.ids.shape[1], np.int32)
+    law = np.empty(ids.shape[0])
     for b in range(rows.shape[0]):
         tail = min(order, lengths[b])
         text[:tail] = tokens[rows[b], lengths[b] - tail : lengths[b]]
@@ -120,10 +124,10 @@ def _draft(
             )
             if survival < min_survival:
                 break
+            mix(table, keys, slot, matched, interpolation, ids, law)
             n = reshape_law(
-                table.ids[slot], table.probabilities[slot], temperatures[b], top_k[b], top_p[b],
-                law_ids[b, i], laws[b, i],
-            )  # fmt: skip
+                ids, law, temperatures[b], top_k[b], top_p[b], law_ids[b, i], laws[b, i]
+            )
             if n == 0:
                 break
             if given.shape[0]:
@@ -144,10 +148,11 @@ class StandDrafter:
     """Drafts by longest-context look-up and sampling (ALGORITHMS.md 1; STAND, arXiv 2506.04708).
 
     At each depth the longest known context of at most ``table.order`` tokens gives the mean law of
-    the target; it is re-tempered and cut for the request, one token is drawn from it, appended, and
-    the next depth follows. No known context ends the draft, and so does a small chance that its
-    next token would count (:mod:`proposers.acceptance`). The laws are those of the table at the
-    moment of drafting, copied, so later updates cannot change them (ALGORITHMS.md 5, trap 2).
+    the target, mixed with those of shorter ones (:mod:`proposers.mixture`); it is re-tempered and
+    cut for the request, one token is drawn from it, appended, and the next depth follows. No known
+    context ends the draft, and so does a small chance that its next token would count
+    (:mod:`proposers.acceptance`). The laws are those of the table at the moment of drafting,
+    copied, so later updates cannot change them (ALGORITHMS.md 5, trap 2).
 
     Parameters
     ----------
@@ -162,11 +167,13 @@ class StandDrafter:
     min_survival
         A chain ends before the token that it is expected to reach and have accepted with less than
         this probability, in [0, 1); 0 drafts as long as contexts are known.
+    interpolation
+        Strength of the mixture with shorter contexts' laws, >= 0; 0 is the paper's back-off.
 
     Raises
     ------
     ValueError
-        If ``draft_length`` is below 1 or ``min_survival`` outside its range.
+        If ``draft_length`` is below 1, or ``min_survival`` or ``interpolation`` outside its range.
     """
 
     wants_rows = True
@@ -179,16 +186,25 @@ class StandDrafter:
         seed: int = 0,
         prompt_visits: bool = True,
         min_survival: float = 0.0,
+        interpolation: float = 1.0,
     ) -> None:
         if draft_length < 1:
             raise ValueError(f"draft_length is {draft_length}; it must be 1 or more")
         if not 0 <= min_survival < 1:
             raise ValueError(f"min_survival is {min_survival}; it must lie in [0, 1)")
+        if not 0 <= interpolation < math.inf:
+            raise ValueError(f"interpolation is {interpolation}; it must be 0 or more")
         self.table = table
         self.draft_length = draft_length
         self.prompt_visits = prompt_visits
         self.min_survival = float(min_survival)
+        self.interpolation = float(interpolation)
         self._rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, 0x57A4D])))
+
+    @property
+    def wants_emitted(self) -> bool:
+        """Whether the table weighs emitted tokens."""
+        return self.table.emitted_weight > 0
 
     def start(self, handle: int, prompt: Ints) -> None:
         """Take in a prompt, shape (n,) int32."""
@@ -215,17 +231,17 @@ class StandDrafter:
         """Nothing is kept for a request."""
 
     def _chains(self, requests: DraftRequests, uniforms: Doubles, given: Ints) -> Drafts:
-        batch, steps = len(requests), self.draft_length
+        batch, steps, entries = len(requests), self.draft_length, 2 * self.table.entries
         drafts = Drafts(
             tokens=np.full((batch, steps), -1, np.int32),
             lengths=np.zeros(batch, np.int64),
-            law_ids=np.full((batch, steps, ENTRIES), -1, np.int32),
-            law_probabilities=np.zeros((batch, steps, ENTRIES), np.float64),
+            law_ids=np.full((batch, steps, entries), -1, np.int32),
+            law_probabilities=np.zeros((batch, steps, entries), np.float64),
         )
         _draft(
             self.table.arrays, self.table.order, requests.tokens, requests.rows, requests.lengths,
             requests.budgets, requests.temperatures, requests.top_k, requests.top_p,
-            requests.noise_keys, uniforms, self.min_survival, given,
+            requests.noise_keys, uniforms, self.min_survival, self.interpolation, given,
             drafts.tokens, drafts.lengths, drafts.law_ids, drafts.law_probabilities,
         )  # fmt: skip
         return drafts

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from proposers import ENTRIES, DraftRequests, Drafts, StandDrafter, StandTable, VerifiedRows
 from proposers.acceptance import expected_acceptance
+from proposers.mixture import LEAST
 from proposers.noise import request_key
 from theory.equivalence import joint_counts, plan_fit
 
@@ -66,12 +67,26 @@ def requests(
 
 
 def expected_law(
-    table: StandTable, text: list[int], temperature: float, top_k: int, top_p: float
+    table: StandTable,
+    text: list[int],
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    interpolation: float,
 ) -> dict[int, float] | None:
-    """The law to draft from after ``text``, recomputed; None when top-p's edge is too close."""
-    found = table.look_up(np.array(text, np.int32))
-    assert found is not None
-    ids, mean = found[0], found[1].astype(np.float64)
+    """The law to draft from after ``text``, recomputed; None when it hangs on rounding."""
+    mean, rest, order = np.zeros(V), 1.0, len(text)
+    while order and rest >= LEAST:
+        found = table.look_up(np.array(text[-order:], np.int32))
+        assert found is not None
+        ids, law, count, matched = found
+        share = count / (count + interpolation) if matched > 1 else 1.0
+        mean[ids] += rest * share * law
+        rest, order = rest * (1 - share), matched - 1
+    ids = np.argsort(-mean, kind="stable")[: np.count_nonzero(mean)]
+    mean = mean[ids]
+    if interpolation and np.abs(np.diff(mean)).min(initial=1) < 1e-6 * mean[0]:
+        return None
     if temperature == 0:
         return {int(ids[0]): 1.0}
     n = min(top_k, ids.size) if top_k else ids.size
@@ -98,15 +113,17 @@ def published(drafts: Drafts, b: int, i: int) -> dict[int, float]:
     top_k=st.integers(0, V),
     top_p=st.sampled_from([1.0, 0.999, 0.9, 0.5, 1e-6]),
     seeded=st.booleans(),
+    interpolation=st.sampled_from([0.0, 0.4, 1.0]),
 )
 def test_published_laws_are_the_tables_reshaped_for_the_request(
-    seed: int, temperature: float, top_k: int, top_p: float, seeded: bool
+    seed: int, temperature: float, top_k: int, top_p: float, seeded: bool, interpolation: float
 ) -> None:
     rng = np.random.default_rng(seed)
     table = taught(rng)
     texts = [rng.integers(0, V, n).tolist() for n in (1, 2, 7)]
     keys = [request_key(s) if seeded else 0 for s in (1, 2, 3)]
-    drafts = StandDrafter(table, draft_length=K, seed=seed).draft(
+    drafter = StandDrafter(table, draft_length=K, seed=seed, interpolation=interpolation)
+    drafts = drafter.draft(
         requests(texts, temperature=temperature, top_k=top_k, top_p=top_p, keys=keys)
     )
     assert drafts.lengths.tolist() == [K] * 3  # every last token is known to the table
@@ -116,9 +133,8 @@ def test_published_laws_are_the_tables_reshaped_for_the_request(
             assert sum(q.values()) == pytest.approx(1, abs=1e-12)
             assert min(q.values()) > 0
             assert token in q
-            expected = expected_law(
-                table, text + drafts.tokens[b, :i].tolist(), temperature, top_k, top_p
-            )
+            here = text + drafts.tokens[b, :i].tolist()
+            expected = expected_law(table, here, temperature, top_k, top_p, interpolation)
             if expected is not None:
                 shown = {x: mass for x, mass in expected.items() if mass > 1e-300}
                 assert {x for x, mass in q.items() if mass > 1e-300} == set(shown)
