@@ -83,6 +83,7 @@ class ChooserDrafter:
         self.names, self.members = tuple(members), tuple(members.values())
         self.draft_length = draft_length
         self.wants_rows = any(member.wants_rows for member in self.members)
+        self.wants_emitted = any(member.wants_emitted for member in self.members)
         self.chosen = np.zeros(len(members), np.int64)  # how often each was
         self._drawing = drawing[0] if drawing else -1
         self._estimates = no_estimates(len(members))

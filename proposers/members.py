@@ -4,7 +4,7 @@ The answer is a level, a small whole number, found from the prefix and from the 
 point-mass chains alone, never from a token drawn at random (ALGORITHMS.md 5, trap 1). It need not
 be calibrated: the chooser learns what each level is worth.
 
-    STAND             order of the longest known context (1, 2, 3, 4+) and its visits (1, <2, 2+)
+    STAND             order of the longest known context (1, 2, 3, 4+) and its visits (1, 2, more)
     prompt lookup     tokens in which the text and the copied place agree
     suffix decoding   tokens of the context matched
     Token Recycling   accepted length if every law were what the token's last law was
@@ -29,7 +29,7 @@ from proposers.token_recycling import TokenRecyclingDrafter
 
 LEVELS = 16
 _ORDERS = 4
-_VISITS = (1.01, 2.0)
+_VISITS = (1.01, 1.6)
 _MATCHED = np.array([1, 2, 3, 4, 5, 7, 10, 16])
 _EXPECTED = np.array([1e-9, 0.1, 0.3, 0.6, 1.0, 1.6, 2.5, 4.0, 6.0])
 

@@ -101,6 +101,7 @@ class TokenRecyclingDrafter:
     """
 
     wants_rows = True
+    wants_emitted = False
 
     def __init__(
         self,

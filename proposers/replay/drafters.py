@@ -22,6 +22,8 @@ from proposers.token_recycling import TokenRecyclingDrafter
 from proposers.trigrams import TrigramTable
 
 Options = Mapping[str, Any]
+ENGINE_OPTIONS = ("rule",)
+"""Options of the plugin that are no drafter's: allowed beside a drafter's own, and not read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +46,10 @@ def _stand(options: Options, draft_length: int, seed: int) -> Drafter:
     table = StandTable(
         order=options["order"],
         budget_bytes=options["table_mib"] * 2**20,
+        entries=options["entries"],
         decay=options["decay"],
         count_cap=math.inf if cap is None else cap,
+        emitted_weight=options["emitted_weight"],
     )
     return StandDrafter(
         table,
@@ -53,6 +57,7 @@ def _stand(options: Options, draft_length: int, seed: int) -> Drafter:
         seed=seed,
         prompt_visits=options["prompt_visits"],
         min_survival=options["min_survival"],
+        interpolation=options["interpolation"],
     )
 
 
@@ -110,12 +115,15 @@ MEMBERS: dict[str, Kind] = {
     "stand": Kind(
         _stand,
         {
-            "order": 4,
+            "order": 6,
             "table_mib": 256,
-            "decay": 0.7,
+            "entries": 10,
+            "decay": 0.5,
             "count_cap": None,
+            "emitted_weight": 0.7,
             "prompt_visits": True,
             "min_survival": 0.05,
+            "interpolation": 1.0,
         },
         "vllm_plugin.Stand",
     ),
@@ -164,25 +172,29 @@ def make_drafter(
     """A function that builds the drafter, a fresh one with the same noise at every call.
 
     ``options`` may hold options of other drafters too, as the plugin's own section does; they are
-    not read. One drafter is built here already, with its own small table, to check the values.
+    not read. One drafter is built here already, with a small table, to check the values.
 
     Raises
     ------
     ValueError
         In one sentence, for an unknown drafter or option, and for a value that is not allowed.
+    ImportError
+        In one sentence, when the package behind a drafter is not installed.
     """
     if name not in DRAFTERS:
         raise ValueError(f"no drafter is called {name!r}; there are {', '.join(DRAFTERS)}")
     kind, given = DRAFTERS[name], dict(options or {})
     known = {key: value for each in DRAFTERS.values() for key, value in each.defaults.items()}
     for key, value in given.items():
-        if key not in known:
+        if key not in known and key not in ENGINE_OPTIONS:
             raise ValueError(
                 f"no drafter has an option {key!r}; the options are {', '.join(sorted(known))}"
             )
-        if not _alike(value, known[key]):
+        if key in known and not _alike(value, known[key]):
             raise ValueError(f"{key} is {value!r}, which is not of the kind of {known[key]!r}")
     chosen = {key: given.get(key, default) for key, default in kind.defaults.items()}
+    least = {"table_mib": min(chosen["table_mib"], 1)} if "table_mib" in chosen else {}
+    kind.build(chosen | least, draft_length, seed)
     return lambda: kind.build(chosen, draft_length, seed)
 
 
