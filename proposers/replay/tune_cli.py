@@ -94,8 +94,10 @@ def tune(
     if not any(trial.state == "complete" for trial in found.trials):
         typer.echo("specproof tune: interrupted before the defaults were replayed once", err=True)
         raise typer.Exit(130)
-    verdicts = _verdicts(held_out, found, draft_length)
     best, config = found.best, _config(found.best.options, rule)
+    if out is not None:  # before the verdict: who interrupts that too has the config
+        _write(out, config)
+    verdicts = _verdicts(held_out, found, draft_length)
     command = _command(config, best.draft_length)
     unit = "speed-up" if step_times is None else "tokens/s"
     if as_json:
@@ -120,8 +122,6 @@ def tune(
     else:
         show(work, held_out, found, verdicts, unit)
         typer.echo(command)
-    if out is not None:
-        _write(out, config)
     if plot is not None:
         from proposers.replay.tuning_figure import draw
 
@@ -296,5 +296,8 @@ def _write(path: Path, config: dict[str, Any]) -> None:
         beside.replace(path)
     except OSError as error:
         beside.unlink(missing_ok=True)
-        typer.echo(f"specproof tune: --out cannot be written: {error}", err=True)
+        typer.echo(
+            f"specproof tune: --out cannot be written: {error}; it would hold {json.dumps(config)}",
+            err=True,
+        )
         raise typer.Exit(1) from None
