@@ -260,7 +260,7 @@ def _print(trace: Trace, lines: list[Line], share: str, order: str) -> None:
     console.print(accepted)
     console.print(
         "Exact given this text, but for rows behind refused drafts, which a trace does not hold: "
-        "a table that learns from them is a little better in an engine."
+        "a table that learns from them usually does a little better in an engine."
     )
 
 
