@@ -111,7 +111,7 @@ def tune(
                     "unit": unit,
                     "token_price": None
                     if step_times is not None
-                    else float(work.step_times[1] - 1),
+                    else round(float(work.step_times[1] - 1), 12),
                     "additional_config": config,
                     "speculative_config": _speculative(best.draft_length),
                     "command": command,
