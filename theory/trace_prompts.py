@@ -77,4 +77,5 @@ def part_prompts(
 def _stretches(begins: NDArray[np.int64], sizes: NDArray[np.int64]) -> NDArray[np.int64]:
     """begins[0], begins[0] + 1, ... of every stretch, one after the other."""
     before = np.concatenate([[0], np.cumsum(sizes)[:-1]]) if sizes.size else sizes
-    return np.arange(sizes.sum()) + np.repeat(begins - before, sizes)
+    places: NDArray[np.int64] = np.repeat(begins - before, sizes)
+    return places + np.arange(places.size, dtype=np.int64)

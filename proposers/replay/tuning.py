@@ -101,7 +101,7 @@ class Search:
 
 def linear_times(price: float, longest: int) -> Doubles:
     """T(n) = 1 + price n for n = 0..longest, in decode steps."""
-    return 1.0 + price * np.arange(longest + 1)
+    return 1.0 + price * np.arange(longest + 1, dtype=np.float64)
 
 
 def suggest(trial: Any, temperature: float) -> dict[str, Any]:
