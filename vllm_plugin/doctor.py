@@ -279,8 +279,9 @@ def _suffix_baseline() -> Check:
             "unset it: vLLM's suffix method needs no patches",
         )
     if found is None:
-        return Check(name, "ok", "missing, needed by benchmarks only (`make bench` brings it)")
-    return Check(name, "ok", f"{found}, for the suffix baseline")
+        found = "missing, needed by suffix decoding only (`make bench` brings it)"
+        return Check(name, "ok", found)
+    return Check(name, "ok", f"{found}, for suffix decoding")
 
 
 def _models() -> list[Check]:
