@@ -10,6 +10,7 @@ it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -85,6 +86,52 @@ class Trace:
     def answer(self, index: int) -> slice:
         """The rows of an answer."""
         return slice(int(self.answer_begins[index]), int(self.answer_begins[index + 1]))
+
+    @classmethod
+    def joined(cls, parts: Sequence[Trace], provenance: dict[str, Any] | None = None) -> Trace:
+        """The answers of several traces, one after another, each with its own prompts.
+
+        Raises ValueError for no part, and for parts of another vocabulary, tokenizer, sampling,
+        max_tokens or head size.
+        """
+        if not parts:
+            raise ValueError("nothing to join")
+        settings = {
+            (one.vocabulary, one.tokenizer, one.sampling, one.max_tokens, one.ids.shape[1])
+            for one in parts
+        }
+        if len(settings) > 1:
+            raise ValueError("only traces of one vocabulary, tokenizer and sampling can be joined")
+
+        def all_of(name: str) -> NDArray[Any]:
+            return np.concatenate([getattr(one, name) for one in parts])
+
+        def behind(name: str, sizes: list[int], lead: list[int]) -> NDArray[Any]:
+            starts = np.cumsum([0, *sizes])[:-1]
+            moved = [
+                getattr(one, name)[len(lead) :] + start
+                for one, start in zip(parts, starts, strict=True)
+            ]
+            return np.concatenate([np.array(lead, np.int64), *moved])
+
+        first = parts[0]
+        return cls(
+            vocabulary=first.vocabulary,
+            sampling=first.sampling,
+            max_tokens=first.max_tokens,
+            prompt_tokens=all_of("prompt_tokens"),
+            prompt_begins=behind("prompt_begins", [len(p.prompt_tokens) for p in parts], [0]),
+            categories=all_of("categories"),
+            questions=all_of("questions"),
+            answer_prompts=behind("answer_prompts", [p.prompts for p in parts], []),
+            answer_begins=behind("answer_begins", [len(p) for p in parts], [0]),
+            tokens=all_of("tokens"),
+            ids=all_of("ids"),
+            log_masses=all_of("log_masses"),
+            emitted_log_masses=all_of("emitted_log_masses"),
+            tokenizer=first.tokenizer,
+            provenance={} if provenance is None else provenance,
+        )
 
     @cached_property
     def processed(self) -> ProcessedHeads:

@@ -15,6 +15,7 @@ from proposers.replay.simulate_cli import simulate
 from theory.bounds_cli import bounds
 from theory.stopping_cli import stopping
 from vllm_plugin.audit_cli import AuditCommand, audit
+from vllm_plugin.record_cli import record
 
 app = typer.Typer(
     name="specproof",
@@ -26,6 +27,7 @@ app = typer.Typer(
 
 app.command()(bounds)
 app.command()(stopping)
+app.command()(record)
 app.command()(simulate)
 app.command(cls=AuditCommand)(audit)
 
