@@ -211,6 +211,7 @@ def _served(
 
 def _check_out(out: Path) -> None:
     """Say before minutes of recording, not after, that nothing can be written."""
+    from vllm_plugin.record_journal import refuse_complete
     from vllm_plugin.record_server import RecordError
 
     folder = out.absolute().parent
@@ -218,6 +219,7 @@ def _check_out(out: Path) -> None:
         raise RecordError(f"--out must end in .npz; got {out}")
     if not folder.is_dir() or not os.access(folder, os.W_OK) or out.is_dir():
         raise RecordError(f"--out {out} cannot be written: {folder} is no folder to write into")
+    refuse_complete(out)
 
 
 @contextmanager

@@ -38,13 +38,9 @@ class Journal:
 
     def __init__(self, out: Path, settings: Mapping[str, Any]) -> None:
         self.out = out
-        self.folder = out.with_name(out.name + ".partial")
+        self.folder = _folder(out)
         self.settings = json.loads(json.dumps(settings))
-        if out.exists() and not self.folder.exists():
-            raise RecordError(
-                f"{out} exists and is complete: delete it to record it again, or choose another "
-                "--out"
-            )
+        refuse_complete(out)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._lock = (self.folder / _LOCK).open("w")
@@ -121,10 +117,9 @@ class Journal:
             return
         if not isinstance(held, dict):
             held = {}
-        keys = [k for k in self.settings | held if held.get(k) != self.settings.get(k)]
         raise RecordError(
-            f"{self.folder} was begun with other settings ({_differences(held, self.settings, keys)}"
-            "): repeat them to go on, delete the folder to begin anew, or choose another --out"
+            f"{self.folder} was begun with other settings ({_differences(held, self.settings)}): "
+            "repeat them to go on, delete the folder to begin anew, or choose another --out"
         )
 
     def _provenance(self, parts: list[Trace], asked: int) -> dict[str, Any]:
@@ -151,6 +146,18 @@ class Journal:
         }
 
 
+def refuse_complete(out: Path) -> None:
+    """Raise RecordError when the output is there without a folder: nothing is left to do."""
+    if out.exists() and not _folder(out).exists():
+        raise RecordError(
+            f"{out} exists and is complete: delete it to record it again, or choose another --out"
+        )
+
+
+def _folder(out: Path) -> Path:
+    return out.with_name(out.name + ".partial")
+
+
 def counters_of(provenance: Mapping[str, Any]) -> Counters | None:
     """The server's counters over a recording, from the provenance of its trace."""
     held = provenance.get("counters")
@@ -173,12 +180,12 @@ def _counted(parts: list[Mapping[str, Any] | None]) -> dict[str, Any] | None:
     return {**asdict(total), "block_efficiency": total.block_efficiency}
 
 
-def _differences(held: dict[str, Any], given: dict[str, Any], keys: list[str]) -> str:
-    said = [
-        f"{key.replace('_', ' ')} {_short(held.get(key))}, now {_short(given.get(key))}"
-        for key in keys
-    ]
-    return "; ".join(said)
+def _differences(held: dict[str, Any], given: dict[str, Any]) -> str:
+    return "; ".join(
+        f"{key} was {_short(held.get(key))} and is now {_short(given.get(key))}"
+        for key in given | held
+        if held.get(key) != given.get(key)
+    )
 
 
 def _short(value: Any) -> str:

@@ -19,7 +19,7 @@ from theory.traces import Floats32, Ints32, Sampling
 from vllm_plugin.fingerprint import PROBES, fingerprint
 
 MOST_HEADS = 256
-"""Log probabilities a position that are asked for; what is beyond the kept ones sums up the tail."""
+"""Log probabilities a token that are asked for; those beyond the kept ones tell of the tail."""
 FEWEST_HEADS = 20
 _GRANTS = (MOST_HEADS, 128, 64, 32, FEWEST_HEADS)
 _TIMEOUT = 600.0
@@ -192,7 +192,7 @@ class RecordingServer:
                 )[: self.heads]
                 for row in given["top_logprobs"]
             ]
-        except (KeyError, TypeError, ValueError):
+        except (KeyError, TypeError, ValueError, AttributeError):
             raise RecordError(
                 f"{self.url} returns no token ids, or no log probabilities by token id "
                 "(return_token_ids, return_tokens_as_token_ids): record from a vLLM server of "
@@ -268,6 +268,16 @@ class RecordingServer:
         if answer.is_server_error and not re.search("logprobs|vocab", _reason(answer)):
             raise ServerLost(f"{self.url} failed: {_reason(answer)}")
         return answer
+
+
+def _sorted(row: Mapping[str, float]) -> list[tuple[float, int]]:
+    """(log probability, token), most probable first.
+
+    vLLM begins a row with the emitted token, which is one entry more than asked for where it is
+    not among the most probable; sorted, and cut to the number asked for, it is gone.
+    """
+    found = [(float(log), int(name.removeprefix("token_id:"))) for name, log in row.items()]
+    return sorted(found, key=lambda one: (-one[0], one[1]))
 
 
 def _reason(answer: httpx.Response) -> str:
