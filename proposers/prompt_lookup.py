@@ -58,6 +58,7 @@ class PromptLookupDrafter:
     """
 
     wants_rows = False
+    wants_emitted = False
 
     def __init__(self, *, draft_length: int, longest: int = 4, shortest: int = 1) -> None:
         if not 1 <= shortest <= longest:

@@ -10,7 +10,7 @@ from proposers.acceptance import expected_acceptance
 from proposers.batch import Doubles, DraftRequests, Drafts, Followed, Ints, VerifiedRows
 from proposers.mixture import mix
 from proposers.noise import exponential, row_key
-from proposers.table import ENTRIES, StandTable, context_keys, longest_match
+from proposers.table import StandTable, context_keys, longest_match
 
 _DRAWN = np.zeros((0, 0), np.int32)
 
@@ -124,10 +124,7 @@ def _draft(
             )
             if survival < min_survival:
                 break
-            shorter = -1
-            if matched > 1 and interpolation > 0:
-                shorter, _ = longest_match(table, keys, matched - 1)
-            mix(table, slot, shorter, interpolation, ids, law)
+            mix(table, keys, slot, matched, interpolation, ids, law)
             n = reshape_law(
                 ids, law, temperatures[b], top_k[b], top_p[b], law_ids[b, i], laws[b, i]
             )
@@ -151,7 +148,7 @@ class StandDrafter:
     """Drafts by longest-context look-up and sampling (ALGORITHMS.md 1; STAND, arXiv 2506.04708).
 
     At each depth the longest known context of at most ``table.order`` tokens gives the mean law of
-    the target, mixed with the next shorter one's (:mod:`proposers.mixture`); it is re-tempered and
+    the target, mixed with those of shorter ones (:mod:`proposers.mixture`); it is re-tempered and
     cut for the request, one token is drawn from it, appended, and the next depth follows. No known
     context ends the draft, and so does a small chance that its next token would count
     (:mod:`proposers.acceptance`). The laws are those of the table at the moment of drafting,
@@ -171,7 +168,7 @@ class StandDrafter:
         A chain ends before the token that it is expected to reach and have accepted with less than
         this probability, in [0, 1); 0 drafts as long as contexts are known.
     interpolation
-        Strength of the mixture with the next shorter context's law, >= 0; 0 is plain back-off.
+        Strength of the mixture with shorter contexts' laws, >= 0; 0 is the paper's back-off.
 
     Raises
     ------
@@ -204,6 +201,11 @@ class StandDrafter:
         self.interpolation = float(interpolation)
         self._rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, 0x57A4D])))
 
+    @property
+    def wants_emitted(self) -> bool:
+        """Whether the table weighs emitted tokens."""
+        return self.table.emitted_weight > 0
+
     def start(self, handle: int, prompt: Ints) -> None:
         """Take in a prompt, shape (n,) int32."""
         if self.prompt_visits:
@@ -229,7 +231,7 @@ class StandDrafter:
         """Nothing is kept for a request."""
 
     def _chains(self, requests: DraftRequests, uniforms: Doubles, given: Ints) -> Drafts:
-        batch, steps, entries = len(requests), self.draft_length, 2 * ENTRIES
+        batch, steps, entries = len(requests), self.draft_length, 2 * self.table.entries
         drafts = Drafts(
             tokens=np.full((batch, steps), -1, np.int32),
             lengths=np.zeros(batch, np.int64),

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from proposers import ENTRIES, DraftRequests, Drafts, StandDrafter, StandTable, VerifiedRows
 from proposers.acceptance import expected_acceptance
+from proposers.mixture import LEAST
 from proposers.noise import request_key
 from theory.equivalence import joint_counts, plan_fit
 
@@ -74,15 +75,14 @@ def expected_law(
     interpolation: float,
 ) -> dict[int, float] | None:
     """The law to draft from after ``text``, recomputed; None when it hangs on rounding."""
-    found = table.look_up(np.array(text, np.int32))
-    assert found is not None
-    ids, law, count, matched = found
-    mean = np.zeros(V)
-    mean[ids] = law
-    shorter = table.look_up(np.array(text[-(matched - 1) :], np.int32)) if matched > 1 else None
-    if shorter is not None:
-        mean *= count / (count + interpolation)
-        mean[shorter[0]] += interpolation / (count + interpolation) * shorter[1]
+    mean, rest, order = np.zeros(V), 1.0, len(text)
+    while order and rest >= LEAST:
+        found = table.look_up(np.array(text[-order:], np.int32))
+        assert found is not None
+        ids, law, count, matched = found
+        share = count / (count + interpolation) if matched > 1 else 1.0
+        mean[ids] += rest * share * law
+        rest, order = rest * (1 - share), matched - 1
     ids = np.argsort(-mean, kind="stable")[: np.count_nonzero(mean)]
     mean = mean[ids]
     if interpolation and np.abs(np.diff(mean)).min(initial=1) < 1e-6 * mean[0]:
