@@ -1,7 +1,7 @@
 """The batches that cross the border between an engine adapter and a drafter."""
 
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -70,6 +70,17 @@ class DraftRequests:
     def __len__(self) -> int:
         return int(self.rows.shape[0])
 
+    def subset(self, which: Any) -> "DraftRequests":
+        """Some of the requests, by index or mask; the token buffer is shared."""
+        picked = {
+            name: getattr(self, name)[which]
+            for name in (
+                "rows", "lengths", "budgets", "temperatures", "top_k", "top_p", "noise_keys",
+                "handles",
+            )
+        }  # fmt: skip
+        return DraftRequests(tokens=self.tokens, **picked)
+
 
 @dataclass(frozen=True, slots=True)
 class Drafts:
@@ -107,6 +118,12 @@ class Followed:
     q: Doubles
     law_ids: Ints
     law_probabilities: Doubles
+
+
+def point_masses(tokens: Ints, lengths: Longs) -> Drafts:
+    """Drafts that nobody drew: q is a point mass on each token, shape (B, K), -1 behind its end."""
+    law = (tokens >= 0).astype(np.float64)
+    return Drafts(tokens, lengths, tokens[:, :, None], law[:, :, None])
 
 
 def follow_chain(drafts: Drafts, continuation: Ints) -> Followed:

@@ -1,16 +1,18 @@
 """Options under ``specproof``: each mistake is answered with one sentence that names it."""
 
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
 from proposers import table
+from proposers.replay.drafters import MEMBERS
 from vllm_plugin.backends import CHAIN_RULES
 from vllm_plugin.config import (
     MAX_DRAFT_LENGTH,
     MAX_ENTRIES,
     MAX_ORDER,
     ConfigurationError,
+    Member,
     Options,
     read_options,
 )
@@ -36,6 +38,14 @@ def test_what_is_given_is_taken() -> None:
     assert {name: getattr(options, name) for name in given} == given
 
 
+def test_members_are_known_and_named_once() -> None:
+    assert read_options({"specproof": {"members": ["aded"]}}).members == ["aded"]
+    assert "specproof.members is []" in sentence({"members": []})
+    assert "'sam'" in sentence({"members": ["stand", "sam"]})
+    assert "once" in sentence({"members": ["stand", "stand"]})
+    assert get_args(Member) == tuple(MEMBERS)
+
+
 def test_limits_repeated_here_are_those_of_their_owners() -> None:
     """config.py must not import numba (its comment says why), so it repeats the table's limits."""
     from vllm.v1.sample.rejection_sampler import MAX_SPEC_LEN
@@ -58,6 +68,12 @@ BOUNDS = [
     ("decay", 1e-9, 1, 1e-9),
     ("longest_match", 1, 64, 1),
     ("shortest_match", 1, 4, 1),  # the default of longest_match
+    ("suffix_max_tree_depth", 1, 4096, 1),
+    ("suffix_max_spec_factor", 0, 4096, 1),
+    ("suffix_min_token_prob", 0, 1, 1e-9),
+    ("suffix_max_cached_requests", 0, 2**31 - 1, 1),
+    ("search_rounds", 1, 4096, 1),
+    ("exploration", 0, 100, 1),
 ]
 
 
