@@ -13,6 +13,7 @@ from typing import Any
 
 from proposers.aded import AdedDrafter
 from proposers.batch import Drafter
+from proposers.chooser import ChooserDrafter
 from proposers.prompt_lookup import PromptLookupDrafter
 from proposers.stand import StandDrafter
 from proposers.suffix import SuffixDrafter
@@ -45,8 +46,10 @@ def _stand(options: Options, draft_length: int, seed: int) -> Drafter:
     table = StandTable(
         order=options["order"],
         budget_bytes=options["table_mib"] * 2**20,
+        entries=options["entries"],
         decay=options["decay"],
         count_cap=math.inf if cap is None else cap,
+        emitted_weight=options["emitted_weight"],
     )
     return StandDrafter(
         table,
@@ -91,14 +94,33 @@ def _aded(options: Options, draft_length: int, seed: int) -> Drafter:
     )
 
 
-DRAFTERS: dict[str, Kind] = {
+def _chooser(options: Options, draft_length: int, seed: int) -> Drafter:
+    names = options["members"]
+    for name in names:
+        if name not in MEMBERS:
+            raise ValueError(f"members has {name!r}; it may hold {', '.join(MEMBERS)}")
+    if len(set(names)) < len(names):
+        raise ValueError(f"members is {', '.join(names)}; each can be named once")
+    kinds = {name: MEMBERS[name] for name in names}
+    return ChooserDrafter(
+        {
+            name: kind.build({key: options[key] for key in kind.defaults}, draft_length, seed)
+            for name, kind in kinds.items()
+        },
+        draft_length=draft_length,
+    )
+
+
+MEMBERS: dict[str, Kind] = {
     "stand": Kind(
         _stand,
         {
-            "order": 4,
+            "order": 6,
             "table_mib": 256,
-            "decay": 0.7,
+            "entries": 10,
+            "decay": 0.5,
             "count_cap": None,
+            "emitted_weight": 0.7,
             "prompt_visits": True,
             "min_survival": 0.05,
             "interpolation": 1.0,
@@ -130,6 +152,17 @@ DRAFTERS: dict[str, Kind] = {
         "vllm_plugin.Aded",
         depends_on_length=True,
     ),
+}
+
+
+DRAFTERS: dict[str, Kind] = MEMBERS | {
+    "chooser": Kind(
+        _chooser,
+        {key: value for kind in MEMBERS.values() for key, value in kind.defaults.items()}
+        | {"members": ["stand", "prompt_lookup"]},
+        "vllm_plugin.Chooser",
+        depends_on_length=True,
+    )
 }
 
 

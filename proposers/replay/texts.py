@@ -93,4 +93,5 @@ class Texts:
         known = self.ids[rows, 0] >= 0
         if not known.all():  # a row that is no law teaches nothing
             rows, begins, ends, new = rows[known], begins[known], ends[known], new[known]
-        return VerifiedRows(tails, begins, ends, self.ids[rows], self.laws[rows], new)
+        temperatures = np.full(rows.shape[0], self.trace.sampling.temperature)
+        return VerifiedRows(tails, begins, ends, self.ids[rows], self.laws[rows], new, temperatures)
