@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast, get_args
+from typing import TYPE_CHECKING, Annotated, Protocol, cast, get_args
 
 import typer
 
@@ -13,13 +13,41 @@ if TYPE_CHECKING:
     from theory.inputs import Row
     from theory.report import Bound, Spread
 
+Advance = Callable[[int, int], None]
+"""Told what is done, and of how much."""
+
+
+class Replayed(Protocol):
+    """Gives the rows (p, q) that a drafter meets along a recorded trace (.npz)."""
+
+    def __call__(
+        self, path: Path, drafter: str, options: str | None, most: int, advance: Advance
+    ) -> tuple[list[Row], str]:
+        """The rows, and in words what they are; raises ValueError or OSError in one sentence."""
+        ...
+
+
+READERS: dict[str, Replayed] = {}
+"""By suffix, traces that only a replayed drafter turns into rows; set by the command line, since
+this layer has no drafters."""
+
 
 def bounds(
     p: Annotated[Path | None, typer.Option("--p", help="Target law: .npy, .npz or .csv.")] = None,
     q: Annotated[Path | None, typer.Option("--q", help="Draft law, the same formats.")] = None,
     trace: Annotated[
-        Path | None, typer.Option("--trace", help="Recorded rows (specproof-trace/1) instead.")
+        Path | None,
+        typer.Option("--trace", help="Recorded rows, or a trace (.npz) and a --drafter, instead."),
     ] = None,
+    drafter: Annotated[
+        str | None, typer.Option("--drafter", help="Replayed along a .npz trace, it gives the q.")
+    ] = None,
+    options: Annotated[
+        str | None, typer.Option("--options", help="JSON: the drafter's, as for the plugin.")
+    ] = None,
+    most: Annotated[
+        int, typer.Option("--rows", min=1, help="Most rows taken from a .npz trace, at random.")
+    ] = 2000,
     k: Annotated[str, typer.Option("--k", help="Numbers of candidates.")] = "1,2,4,8",
     drafts: Annotated[
         str, typer.Option("--drafts", help="Any of iid,without_replacement,top_plus_one, or all.")
@@ -44,9 +72,15 @@ def bounds(
         counts = list(dict.fromkeys(_integer(text) for text in k.split(",")))
         schemes = _names(drafts, get_args(Drafts), "--drafts")
         chosen = _names(rules, RULES, "--rules")
-        floor, table = report(
-            _rows(p, q, trace), counts, cast(list[Drafts], schemes), cast(list[Rule], chosen)
-        )
+        reader = None if trace is None else READERS.get(trace.suffix)
+        if reader is None and (drafter or options):
+            raise ValueError("--drafter and --options go with a --trace that ends in .npz")
+        about = None
+        if trace is not None and reader is not None and p is None and q is None:
+            rows, about = _replayed(reader, trace, drafter or "stand", options, most)
+        else:
+            rows = _rows(p, q, trace)
+        floor, table = report(rows, counts, cast(list[Drafts], schemes), cast(list[Rule], chosen))
     except (ValueError, OSError) as error:
         typer.echo(f"specproof bounds: {error}", err=True)
         raise typer.Exit(2) from None
@@ -58,12 +92,15 @@ def bounds(
                 {
                     "one_minus_tv": vars(floor),
                     "bounds": [line.as_dict() for line in table],
+                    "rows": about,
                     "plot": None if plot is None else str(plot),
                 }
             )
         )
     else:
         _print(floor, table, plot)
+        if about:
+            typer.echo(about)
 
 
 def draw(path: Path, floor: Spread, table: list[Bound]) -> None:
@@ -95,6 +132,31 @@ def draw(path: Path, floor: Spread, table: list[Bound]) -> None:
     axes.legend(fontsize="small", loc="center left", bbox_to_anchor=(1.0, 0.5))
     save_picture(figure, path)
     pyplot.close(figure)
+
+
+def _replayed(
+    reader: Replayed, trace: Path, drafter: str, options: str | None, most: int
+) -> tuple[Iterator[Row], str]:
+    """Rows of a recorded trace, with progress bars on standard error."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    stage = Console(stderr=True)
+    with Progress(console=stage, transient=True) as progress:
+        task = progress.add_task("replay", total=None)
+        rows, about = reader(
+            trace,
+            drafter,
+            options,
+            most,
+            lambda done, total: progress.update(task, completed=done, total=total),
+        )
+
+    def one_by_one() -> Iterator[Row]:
+        with Progress(console=stage, transient=True) as progress:
+            yield from progress.track(rows, description="rows")
+
+    return one_by_one(), about
 
 
 def _rows(p: Path | None, q: Path | None, trace: Path | None) -> Iterator[Row]:

@@ -11,8 +11,9 @@ from typing import Annotated
 
 import typer
 
+from proposers.replay.bounds_rows import replayed
 from proposers.replay.simulate_cli import simulate
-from theory.bounds_cli import bounds
+from theory.bounds_cli import READERS, bounds
 from theory.stopping_cli import stopping
 from vllm_plugin.audit_cli import AuditCommand, audit
 from vllm_plugin.record_cli import record
@@ -25,6 +26,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+READERS[".npz"] = replayed
 app.command()(bounds)
 app.command()(stopping)
 app.command()(record)
