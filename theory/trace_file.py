@@ -31,6 +31,8 @@ _ARRAYS = {
     "emitted_log_masses": (np.float32, 1),
 }
 _DERIVED = ("emitted_p", "kept")
+_TAILS = "tail_log_weights"
+"""The one array that a trace may lack: its recorder was given no more than it kept."""
 _DAMAGE = (
     *(ValueError, KeyError, EOFError, TypeError, SyntaxError, RuntimeError, MemoryError),
     *(OverflowError, BadZipFile, zlib.error, struct.error, lzma.LZMAError),
@@ -64,6 +66,8 @@ def write(path: Path, trace: Trace) -> None:
     named: dict[str, Any] = {
         name: np.asarray(getattr(trace, name), kind) for name, (kind, _) in _ARRAYS.items()
     }
+    if trace.tail_log_weights is not None:
+        named[_TAILS] = np.asarray(trace.tail_log_weights, np.float32)
     named["emitted_p"] = trace.processed.emitted.astype(np.float32)
     named["kept"] = trace.processed.kept.astype(np.float32)
     named["header"] = np.frombuffer(json.dumps(header).encode(), np.uint8)
@@ -149,10 +153,13 @@ def _load(path: Path) -> tuple[dict[str, Any] | None, dict[str, Any]]:
             return None, {}
         if header.get("version") != VERSION:
             return header, {}
-        if set(held.files) != {"header", *_ARRAYS, *_DERIVED}:
+        if set(held.files) - {_TAILS} != {"header", *_ARRAYS, *_DERIVED}:
             raise ValueError(f"it holds {', '.join(held.files)}")
         arrays = {}
-        for name, (kind, dimensions) in _ARRAYS.items():
+        kinds: dict[str, tuple[Any, int]] = dict(_ARRAYS)
+        if _TAILS in held.files:
+            kinds[_TAILS] = (np.float32, 2)
+        for name, (kind, dimensions) in kinds.items():
             array = held[name]
             if array.dtype != kind and not (kind is np.str_ and array.dtype.kind == "U"):
                 raise ValueError(f"{name} is {array.dtype}, not {np.dtype(kind)}")
@@ -193,12 +200,17 @@ def _wrong_shapes(trace: Trace) -> str | None:
         "log_masses": trace.ids.shape,
         "emitted_log_masses": (n,),
     }
+    if trace.tail_log_weights is not None:
+        shapes[_TAILS] = (n, 2)
     for name, shape in shapes.items():
         if getattr(trace, name).shape != shape:
             return f"{name} has shape {getattr(trace, name).shape}, not {shape}"
-    for name, total in (("prompt_begins", trace.prompt_tokens.shape[0]), ("answer_begins", n)):
+    for name, total, shortest in (
+        ("prompt_begins", trace.prompt_tokens.shape[0], 1),
+        ("answer_begins", n, 0),
+    ):
         begins = getattr(trace, name)
-        if begins[0] != 0 or begins[-1] != total or np.any(np.diff(begins) < 1):
+        if begins[0] != 0 or begins[-1] != total or np.any(np.diff(begins) < shortest):
             return f"{name} does not rise from 0 to {total}"
     if answers and np.diff(trace.answer_begins).max() > trace.max_tokens:
         return f"an answer is longer than max_tokens, {trace.max_tokens}"
@@ -225,6 +237,9 @@ def _wrong_laws(trace: Trace) -> str | None:
         return "log_masses are not sorted"
     if np.any(np.exp(head, dtype=np.float64).sum(axis=1) > 1.01) or not np.all(own <= 0):
         return "log_masses or emitted_log_masses are no log probabilities"
+    tails = trace.tail_log_weights
+    if tails is not None and not np.all((tails[:, 0] <= tails[:, 1]) & (tails[:, 1] < np.inf)):
+        return "tail_log_weights are no bounds"
     return None
 
 

@@ -82,6 +82,16 @@ def test_what_is_written_is_read_again(path: Path) -> None:
     assert [one.name for one in path.parent.iterdir()] == [path.name]
 
 
+def test_tails_are_kept(path: Path) -> None:
+    tails = np.stack([np.full(6, -np.inf), np.arange(6)], axis=1).astype(np.float32)
+    write(path, replace(small(), tail_log_weights=tails))
+    assert_same(read(path), replace(small(), tail_log_weights=tails))
+    rewritten(path, lambda arrays, header: arrays.update(tail_log_weights=-tails))
+    assert "no bounds" in refusal(path)
+    rewritten(path, lambda arrays, header: arrays.update(tail_log_weights=tails[:2]))
+    assert "has shape" in refusal(path)
+
+
 def test_the_processed_law_stands_in_the_file_for_other_readers(path: Path) -> None:
     held = np.load(path, allow_pickle=False)
     processed = small().processed
@@ -97,7 +107,7 @@ def test_a_trace_without_answers_is_one(tmp_path: Path) -> None:
 
 
 def test_no_flipped_byte_passes_as_another_trace(path: Path) -> None:
-    """Every byte, all or one of its bits: refused in a sentence, or (zip's dates) the same trace."""
+    """Every byte, all of it or a bit: refused in a sentence, or (zip's dates) the same trace."""
     data, whole = path.read_bytes(), small()
     damaged = path.with_name("flipped.npz")
     refused = 0
