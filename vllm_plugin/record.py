@@ -16,7 +16,7 @@ from typing import Any
 import httpx
 import numpy as np
 
-from theory.traces import Sampling, Trace
+from theory.traces import Sampling, Trace, tail_log_weights
 from vllm_plugin.load import Question
 from vllm_plugin.record_journal import Journal
 from vllm_plugin.record_server import Head, RecordError, RecordingServer, ServerLost
@@ -173,6 +173,10 @@ def _trace(
     """The answers to one question as a trace."""
     entries = min(ENTRIES, server.heads)
     sizes = [len(head.tokens) for head in heads]
+    logs = np.concatenate([head.logs for head in heads])
+    tails = None
+    if server.heads > entries:
+        tails = tail_log_weights(logs.astype(np.float64), entries, plan.sampling, server.vocabulary)
     return Trace(
         vocabulary=server.vocabulary,
         sampling=plan.sampling,
@@ -185,7 +189,8 @@ def _trace(
         answer_begins=np.cumsum([0, *sizes]).astype(np.int64),
         tokens=np.concatenate([head.tokens for head in heads]),
         ids=np.concatenate([head.ids[:, :entries] for head in heads]),
-        log_masses=np.minimum(np.concatenate([head.logs[:, :entries] for head in heads]), 0),
+        log_masses=np.minimum(logs[:, :entries], 0),
+        tail_log_weights=tails,
         emitted_log_masses=np.minimum(np.concatenate([head.own for head in heads]), 0),
         tokenizer=server.tokenizer,
     )
