@@ -83,7 +83,7 @@ def pairs(names: Sequence[str], tokens: int, options: Mapping[str, Any]) -> list
         ),
     }
     for name, kind in DRAFTERS.items():
-        if name != "suffix":
+        if name not in made:
             rule = options.get("rule", "block")
             own = dict(kind.defaults) | {k: v for k, v in options.items() if k in kind.defaults}
             asked = plugin_speculation(tokens, kind.engine_class)
@@ -120,8 +120,13 @@ def recorded(options: argparse.Namespace, pair: Pair) -> Trace:
             raise ReplayError(f"{pair.name} could not be recorded; the reason is above")
     trace = read(out)
     settings = trace.provenance.get("settings") or {}
-    asked = (pair.speculative_config, pair.additional_config, options.samples)
-    held = tuple(settings.get(k) for k in ("speculative_config", "additional_config", "samples"))
+    asked = {
+        "speculative_config": pair.speculative_config,
+        "additional_config": pair.additional_config,
+        "samples": options.samples,
+        "max_tokens": options.max_tokens,
+    }
+    held = {name: settings.get(name) for name in asked}
     if held != asked or trace.sampling.temperature != options.temperature:
         raise ReplayError(f"{out} was recorded with other settings: delete it or choose a folder")
     if not trace.provenance.get("counters"):
