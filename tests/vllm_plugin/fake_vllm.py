@@ -158,6 +158,7 @@ def served(fake: FakeVllm) -> Iterator[str]:
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        disable_nagle_algorithm = True  # or head and body of an answer are 40 ms apart
 
         def do_GET(self) -> None:
             if self.path == "/v1/models":
