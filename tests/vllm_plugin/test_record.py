@@ -4,6 +4,7 @@ import fcntl
 import json
 import os
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -218,6 +219,7 @@ def test_ctrl_c_keeps_what_is_finished(command: Callable[..., Any], tmp_path: Pa
     def interrupt(number: int) -> None:
         if number == 7:
             os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(1)  # before this answer comes, it is no longer waited for
 
     fake.at_answer = interrupt
     with served(fake) as url:
