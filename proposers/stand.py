@@ -1,6 +1,7 @@
 """STAND: stochastic drafts from the table, with the law of every drafted token."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ from proposers.acceptance import expected_acceptance
 from proposers.batch import Doubles, DraftRequests, Drafts, Followed, Ints, VerifiedRows
 from proposers.mixture import mix
 from proposers.noise import exponential, row_key
-from proposers.table import ENTRIES, StandTable, context_keys, longest_match
+from proposers.table import StandTable, context_keys, longest_match
 
 _DRAWN = np.zeros((0, 0), np.int32)
 
@@ -201,6 +202,11 @@ class StandDrafter:
         self.interpolation = float(interpolation)
         self._rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, 0x57A4D])))
 
+    @property
+    def wants_emitted(self) -> bool:
+        """Whether the table weighs emitted tokens."""
+        return self.table.emitted_weight > 0
+
     def start(self, handle: int, prompt: Ints) -> None:
         """Take in a prompt, shape (n,) int32."""
         if self.prompt_visits:
@@ -222,11 +228,16 @@ class StandDrafter:
         beyond = np.arange(continuation.shape[1]) >= made.lengths[:, None]
         return Followed(np.where(beyond, -1.0, q), made.law_ids, made.law_probabilities)
 
+    def most_probable(self, requests: DraftRequests) -> Drafts:
+        """What a draft at temperature 0 would be for every request; nothing is drawn."""
+        coldest = replace(requests, temperatures=np.zeros(len(requests)))
+        return self._chains(coldest, np.zeros((len(requests), self.draft_length)), _DRAWN)
+
     def finish(self, handle: int) -> None:
         """Nothing is kept for a request."""
 
     def _chains(self, requests: DraftRequests, uniforms: Doubles, given: Ints) -> Drafts:
-        batch, steps, entries = len(requests), self.draft_length, 2 * ENTRIES
+        batch, steps, entries = len(requests), self.draft_length, 2 * self.table.entries
         drafts = Drafts(
             tokens=np.full((batch, steps), -1, np.int32),
             lengths=np.zeros(batch, np.int64),
