@@ -28,8 +28,8 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from proposers.replay import Profile, make_drafter, profile, score
-from proposers.replay.drafters import DRAFTERS
+from proposers.replay import DRAFTERS, make_drafter, profile, score
+from proposers.replay.luck import step_moments
 from theory.trace_file import TraceError, read
 from theory.traces import Trace
 from vllm_plugin.config import SECTION
@@ -134,51 +134,14 @@ def recorded(options: argparse.Namespace, pair: Pair) -> Trace:
     return trace
 
 
-def spread(offered: Profile, trace: Trace, rule: str) -> tuple[float, float]:
-    """Mean and standard deviation of the number of steps, given the text.
-
-    Backwards over each answer: a step at t goes on at t + m + 1 with P(m accepted at t), so the
-    first two moments of the steps from t on follow from those behind. Written apart from
-    :mod:`proposers.replay.scoring`, whose expectation it must give again.
-    """
-    p = trace.processed.emitted
-    mean = variance = 0.0
-    for answer in range(trace.answers):
-        rows = trace.answer(answer)
-        first, second = {}, {}
-        for t in range(rows.stop - 1, rows.start, -1):
-            m1 = m2 = 0.0
-            reached, r = 1.0, 1.0
-            for i in range(offered.draft_length + 1):
-                q = offered.q[t, i] if i < offered.draft_length else -1.0
-                if q < 0:
-                    accepted = 0.0
-                elif rule == "match":
-                    accepted = q
-                else:
-                    mass = r * p[t + i] if rule == "block" else p[t + i]
-                    accepted, r = min(1.0, q / mass), min(1.0, mass / q) if q > 0 else 1.0
-                chance = reached * (1 - accepted)
-                m1 += chance * first.get(t + i + 1, 0.0)
-                m2 += chance * second.get(t + i + 1, 0.0)
-                reached *= accepted
-                if reached == 0:
-                    break
-            first[t], second[t] = 1 + m1, 1 + 2 * m1 + m2
-        if rows.stop - rows.start > 1:
-            mean += first[rows.start + 1]
-            variance += second[rows.start + 1] - first[rows.start + 1] ** 2
-    return mean, math.sqrt(max(variance, 0.0))
-
-
 def compare(pair: Pair, trace: Trace, tokens: int) -> dict[str, Any]:
     """The engine's counters beside the replay of one trace."""
     counters = trace.provenance["counters"]
     maker = make_drafter(pair.drafter, pair.options, draft_length=tokens)
     offered = profile(trace, maker, draft_length=tokens)
     found = score(offered, trace, rule=pair.rule, draft_length=tokens)
-    steps, deviation = spread(offered, trace, pair.rule)
-    assert math.isclose(steps, found.steps.sum(), rel_tol=1e-9)
+    means, variances = step_moments(offered, trace, rule=pair.rule, draft_length=tokens)
+    steps = float(means.sum())
     engine, replay = counters["block_efficiency"], found.block_efficiency
     return {
         "method": pair.name,
@@ -188,7 +151,7 @@ def compare(pair: Pair, trace: Trace, tokens: int) -> dict[str, Any]:
         "engine": engine,
         "replay": replay,
         "gap": engine / replay - 1,
-        "noise": deviation / steps,
+        "noise": math.sqrt(variances.sum()) / steps,
         "engine_steps": counters["decode_steps"],
         "replay_steps": steps,
         "engine_drafted_per_step": counters["draft_tokens"] / counters["decode_steps"],

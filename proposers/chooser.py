@@ -170,10 +170,10 @@ class ChooserDrafter:
         for m, member in enumerate(self.members):
             seen = look(member, requests)
             levels[:, m] = seen.levels
-            if seen.drafts is None:
-                spans[:, m] = np.clip(requests.budgets, 0, self.draft_length)
-            else:
-                spans[:, m], chains[:, m] = seen.drafts.lengths, seen.drafts.tokens
+            spans[:, m], chains[:, m] = seen.chains.lengths, seen.chains.tokens
+            if m == self._drawing:
+                most = np.clip(requests.budgets, 0, self.draft_length)
+                spans[:, m] = np.where(requests.temperatures > 0, most, spans[:, m])
         classes = _CLASS_EDGES.searchsorted(requests.temperatures, "right")
         decide(
             self._courses, self._estimates, slots, requests.lengths, classes, levels, chains, spans

@@ -7,7 +7,7 @@ member that draws, with q and p of the emitted tokens,
 
     gain = sum_i prod_{j <= i} min(1, q_j / p_j),
 
-its expected accepted length by the token rule, given the text (a lower bound for the block rule's).
+its expected accepted length by the token rule, given the text, if it drafts as long as it may.
 When nothing more can be added, each member's *advantage*, its gain minus the reference's at the
 same start, enters two running means: of its level alone, and of its level and the reference's.
 Differences at one start are learned, rather than gains, because most of what makes gains differ, a
@@ -45,8 +45,8 @@ class Courses(NamedTuple):
 
     lengths: NDArray[np.int64]  # (S,) text length at the last decision, -1 before the first
     choices: NDArray[np.int64]  # (S,) the member chosen there
-    chains: NDArray[np.int32]  # (S, M, K) its point-mass chains there
-    spans: NDArray[np.int64]  # (S, M) their lengths; of a member that draws, the budget
+    chains: NDArray[np.int32]  # (S, M, K) the members' most probable chains there
+    spans: NDArray[np.int64]  # (S, M) their lengths; the budget, where a member draws at random
     begins: NDArray[np.int64]  # (S, R) text length at each start, -1: closed
     classes: NDArray[np.int64]  # (S, R)
     levels: NDArray[np.int64]  # (S, R, M)
@@ -201,8 +201,9 @@ def settle(
 ) -> Any:
     """Tell the open starts the tokens ``text[olds[b]:news[b]]``; q and p (B, n) are those tokens'.
 
-    ``drawing`` is the member that q belongs to, -1 if all are point masses. A token of unknown p
-    closes the request's starts without a lesson, as a member that draws cannot be judged by it.
+    ``drawing`` is the member that q belongs to, -1 if all are point masses; at temperature 0 it is
+    one too. Else a token of unknown p closes the request's starts without a lesson, as a member
+    that draws cannot be judged by it.
     """
     steps = courses.chains.shape[2]
     for b in range(slots.shape[0]):
@@ -216,7 +217,8 @@ def settle(
                 begin = courses.begins[s, r]
                 if begin < 0:
                     continue
-                if lost:
+                random = drawing if courses.classes[s, r] > 0 else -1
+                if lost and random >= 0:
                     courses.begins[s, r] = -1
                     continue
                 i, open_ = end - begin, False
@@ -224,7 +226,7 @@ def settle(
                     span = courses.start_spans[s, r, m]
                     if i >= span or courses.alive[s, r, m] == 0:
                         continue
-                    if m == drawing:
+                    if m == random:
                         accepted = min(1.0, q[b, j] / p[b, j]) if p[b, j] > 0 else 1.0
                         courses.alive[s, r, m] *= accepted if q[b, j] > 0 else 0.0
                     elif courses.start_chains[s, r, m, i] != text[end]:

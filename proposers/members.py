@@ -38,10 +38,10 @@ _EXPECTED = np.array([1e-9, 0.1, 0.3, 0.6, 1.0, 1.6, 2.5, 4.0, 6.0])
 class Look:
     """What a member would do for each request, and its level, (B,) int64, 0..LEVELS - 1.
 
-    ``drafts`` are None for a member that draws at random: they are drawn if it is chosen.
+    The chains of a member that draws at random are its most probable ones.
     """
 
-    drafts: Drafts | None
+    chains: Drafts
     levels: Longs
 
 
@@ -64,7 +64,7 @@ def look(drafter: Drafter, requests: DraftRequests) -> Look:
             drafter.table.arrays, drafter.table.order, requests.tokens, requests.rows,
             requests.lengths, levels,
         )  # fmt: skip
-        return Look(None, levels)
+        return Look(drafter.most_probable(requests), levels)
     if isinstance(drafter, PromptLookupDrafter | SuffixDrafter):
         drafts, matched = drafter.propose(requests)
         return Look(drafts, _MATCHED.searchsorted(matched, "right"))

@@ -17,11 +17,12 @@ from proposers.chooser import ChooserDrafter
 from proposers.prompt_lookup import PromptLookupDrafter
 from proposers.stand import StandDrafter
 from proposers.suffix import SuffixDrafter
-from proposers.table import StandTable
+from proposers.table import ENTRIES, MAX_ORDER, StandTable, bytes_per_slot
 from proposers.token_recycling import TokenRecyclingDrafter
 from proposers.trigrams import TrigramTable
 
 Options = Mapping[str, Any]
+_SPARSE = 32  # slots for each context: nine of them in one bucket of eight are not to be expected
 ENGINE_OPTIONS = ("rule",)
 """Options of the plugin that are no drafter's: allowed beside a drafter's own, and not read."""
 
@@ -167,9 +168,18 @@ DRAFTERS: dict[str, Kind] = MEMBERS | {
 
 
 def make_drafter(
-    name: str, options: Options | None = None, *, draft_length: int, seed: int = 0
+    name: str,
+    options: Options | None = None,
+    *,
+    draft_length: int,
+    seed: int = 0,
+    tokens: int | None = None,
 ) -> Callable[[], Drafter]:
     """A function that builds the drafter, a fresh one with the same noise at every call.
+
+    ``tokens`` is the most text that it will be shown (:func:`proposers.replay.most_tokens`): a
+    table is then not built larger than what so few tokens leave nearly empty, where nothing is
+    ever evicted and its size makes no difference but to the time it takes to build.
 
     ``options`` may hold options of other drafters too, as the plugin's own section does; they are
     not read. One drafter is built here already, with a small table, to check the values.
@@ -192,9 +202,13 @@ def make_drafter(
             )
         if key in known and not _alike(value, known[key]):
             raise ValueError(f"{key} is {value!r}, which is not of the kind of {known[key]!r}")
-    chosen = {key: given.get(key, default) for key, default in kind.defaults.items()}
+    chosen: dict[str, Any] = {k: given.get(k, value) for k, value in kind.defaults.items()}
     least = {"table_mib": min(chosen["table_mib"], 1)} if "table_mib" in chosen else {}
     kind.build(chosen | least, draft_length, seed)
+    if "table_mib" in chosen and tokens is not None:
+        width = chosen.get("entries", ENTRIES)
+        slots = _SPARSE * chosen.get("order", MAX_ORDER) * tokens
+        chosen["table_mib"] = min(chosen["table_mib"], 1 + (slots * bytes_per_slot(width) >> 20))
     return lambda: kind.build(chosen, draft_length, seed)
 
 

@@ -130,7 +130,7 @@ class Naive:
                 for m in range(len(self.members)):
                     if i >= start["spans"][m] or not start["alive"][m]:
                         continue
-                    if m in self.drawing:
+                    if m in self.drawing and self.session.temperature > 0:
                         p = self.session.processed(text[:end])[text[end]]
                         q = self.q(asked, b, old, end)
                         start["alive"][m] *= min(1.0, q / p)
@@ -181,10 +181,9 @@ class Naive:
         choices = []
         for b, handle in enumerate(handles):
             levels = [int(one.levels[b]) for one in looks]
-            spans = [
-                min(budget, K) if one.drafts is None else int(one.drafts.lengths[b])
-                for one in looks
-            ]
+            spans = [int(one.chains.lengths[b]) for one in looks]
+            if self.drawing and self.session.temperature > 0:
+                spans[self.drawing[0]] = min(budget, K)
             expected = [self.expected(m, levels) if m else 0.0 for m in range(len(looks))]
             best, choice = LEAST_ADVANTAGE, 0
             for m in range(1, len(looks)):
@@ -199,10 +198,7 @@ class Naive:
                     "begin": self.seen[handle],
                     "levels": levels,
                     "spans": spans,
-                    "chains": [
-                        None if one.drafts is None else one.drafts.tokens[b].tolist()
-                        for one in looks
-                    ],
+                    "chains": [one.chains.tokens[b].tolist() for one in looks],
                     "alive": [1.0] * len(looks),
                     "gains": [0.0] * len(looks),
                     "expected": expected,
