@@ -1,20 +1,23 @@
-"""Does a replay say what the engine does? Both block efficiencies, on the same recorded answers.
+"""Does a replay say what an engine does? Both, for vLLM's ngram and suffix and for STAND.
 
-    python benchmarks/replay.py --dataset FILE.jsonl --limit 4 --samples 4 --max-tokens 128 \\
-        --temperature 0.7 --methods ngram,suffix,stand --traces FOLDER --json OUT
+    python benchmarks/replay.py --dataset FILE.jsonl --limit 12 --samples 4 --temperature 0.7 \\
+        --max-tokens 128 --traces FOLDER --json OUT
 
-For each method `specproof record` serves the model with that speculation switched on and records
-answers together with the engine's own counters; then the same drafter is replayed on these very
-answers. Given the text, ngram and suffix have no noise left: a draft is accepted where it agrees.
-For stand the replay gives an expectation, and the engine's one run scatters around it by the
-standard deviation that is printed too. Exit code 1 when a gap is 3 % or more. A trace that is in
-the folder already is not recorded again; it must come from the same questions and settings.
+For every method a server drafts with it while its answers are recorded; its own counters give the
+block efficiency that it had, and the replay of the same answers, with the same drafter and
+settings, the one to be expected. Given the text an engine's steps are still random; by how much
+(one standard deviation) follows from the replay too, and is printed beside the gap.
+
+No trace holds the rows behind refused drafts, and STAND learns from them in an engine; in
+`stand_from_text` (text_only.py) it does not, so that what is left of the gap there has other
+reasons.
 """
 
 import argparse
+import asyncio
 import json
 import math
-import subprocess
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,205 +25,257 @@ from pathlib import Path
 from typing import Any
 
 import methods
-import numpy as np
 from arguments import BriefParser, at_least, temperature
-from rich.box import SIMPLE_HEAD
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
-from proposers.replay import DRAFTERS, make_drafter, profile, score
+from proposers.replay import make_drafter, profile, score
 from proposers.replay.luck import step_moments
 from theory.trace_file import TraceError, read
-from theory.traces import Trace
-from vllm_plugin.config import SECTION
+from theory.traces import Sampling, Trace
+from vllm_plugin import spec_bench
+from vllm_plugin.models import ModelError
 from vllm_plugin.provenance import provenance
-from vllm_plugin.server import plugin_speculation
+from vllm_plugin.record import Plan
+from vllm_plugin.record_cli import Session
+from vllm_plugin.record_journal import counters_of
+from vllm_plugin.record_server import MOST_HEADS, RecordError
+from vllm_plugin.server import (
+    ServerError,
+    ServerOptions,
+    model_folder,
+    plugin_speculation,
+    vllm_server,
+)
+from vllm_plugin.spec_bench import DatasetError
 
-MOST_GAP = 0.03
-RECORD = (sys.executable, "-c", "from vllm_plugin.cli import main; main()", "record")
-
-
-class ReplayError(RuntimeError):
-    """A recording that failed or does not fit, in one sentence."""
+_CONSOLE = Console(stderr=True, highlight=False)
+LIMIT = 3.0
+"""Largest gap in percent that is not in need of an explanation."""
 
 
 @dataclass(frozen=True)
 class Pair:
-    """One method as the engine is asked for it, and as the replay builds it."""
+    """One method in the engine and in the replay, with the same settings."""
 
-    name: str
     speculative_config: Mapping[str, Any]
     drafter: str
     options: Mapping[str, Any]
-    rule: str = "token"
-
-    @property
-    def additional_config(self) -> dict[str, Any] | None:
-        """Only this project's drafters have options; both sides get every one of them."""
-        ours = self.speculative_config["method"] == "custom_class"
-        return {SECTION: dict(self.options) | {"rule": self.rule}} if ours else None
+    rule: str
 
 
-def pairs(names: Sequence[str], tokens: int, options: Mapping[str, Any]) -> list[Pair]:
-    """The engine's methods and their replays; `options` change those of this project's drafters."""
-    shortest, longest = 1, 4
-    suffix = methods.SUFFIX_TUNED
-    made = {
+def pairs(tokens: int) -> dict[str, Pair]:
+    """The methods; vLLM's stock rules judge point masses, where token and block rule are one."""
+    return {
         "ngram": Pair(
-            "ngram",
-            methods.ngram_config(shortest, longest, tokens),
+            methods.ngram_config(2, 4, tokens),
             "prompt_lookup",
-            {"shortest_match": shortest, "longest_match": longest, "occurrence": "earliest"},
+            {"shortest_match": 2, "longest_match": 4, "occurrence": "earliest"},
+            "token",
         ),
         "suffix": Pair(
-            "suffix",
-            {"method": "suffix", "num_speculative_tokens": tokens, **suffix},
-            "suffix",
-            {
-                "suffix_max_spec_factor": suffix["suffix_decoding_max_spec_factor"],
-                "suffix_min_token_prob": suffix["suffix_decoding_min_token_prob"],
-            },
+            {"method": "suffix", "num_speculative_tokens": tokens}, "suffix", {}, "token"
+        ),
+        "stand": Pair(plugin_speculation(tokens), "stand", {}, "block"),
+        "stand_from_text": Pair(
+            plugin_speculation(tokens, "text_only.StandFromText"), "stand", {}, "block"
         ),
     }
-    for name, kind in DRAFTERS.items():
-        if name not in made:
-            rule = options.get("rule", "block")
-            own = dict(kind.defaults) | {k: v for k, v in options.items() if k in kind.defaults}
-            asked = plugin_speculation(tokens, kind.engine_class)
-            made[name] = Pair(name, asked, name, own, rule)
-    unknown = [name for name in names if name not in made]
-    if unknown or not names:
-        raise methods.MethodError(
-            f"--methods: {', '.join(unknown) or 'nothing'} is not a method; choose from "
-            f"{', '.join(made)}."
+
+
+@dataclass(frozen=True)
+class Result:
+    """Tokens per decode step by the engine's counters and by the replay, and drafted tokens."""
+
+    method: str
+    tokens: int
+    engine: float
+    replay: float
+    luck: float
+    engine_drafted: float
+    replay_drafted: float
+
+    @property
+    def gap(self) -> float:
+        """Replay against engine, in percent of the engine."""
+        return 100 * (self.replay / self.engine - 1)
+
+    def as_json(self) -> dict[str, Any]:
+        """Everything, for the report."""
+        return {**vars(self), "gap_percent": self.gap, "sigmas": self.gap / max(self.luck, 1e-9)}
+
+
+def compare(method: str, pair: Pair, trace: Trace, tokens: int) -> Result:
+    """The trace's own counters beside the replay of its answers."""
+    counted = counters_of(trace.provenance)
+    if counted is None or counted.block_efficiency is None:
+        raise RecordError(f"the trace of {method} holds no counters of decode steps")
+    if counted.generation_tokens != len(trace):
+        raise RecordError(
+            f"the server counted {counted.generation_tokens} tokens while the trace of {method} "
+            f"got {len(trace)}: an interrupted recording, or somebody else's requests"
         )
-    return [made[name] for name in names]
+    made = profile(
+        trace, make_drafter(pair.drafter, pair.options, draft_length=tokens), draft_length=tokens
+    )
+    found = score(made, trace, rule=pair.rule, draft_length=tokens)
+    means, variances = step_moments(made, trace, rule=pair.rule, draft_length=tokens)
+    return Result(
+        method=method,
+        tokens=len(trace),
+        engine=counted.block_efficiency,
+        replay=found.block_efficiency,
+        luck=100 * math.sqrt(variances.sum()) / means.sum(),
+        engine_drafted=counted.draft_tokens / counted.decode_steps,
+        replay_drafted=float(found.drafted.sum() / found.steps.sum()),
+    )
 
 
-def recorded(options: argparse.Namespace, pair: Pair) -> Trace:
-    """The trace of a method, recorded now unless it is in the folder.
-
-    Raises
-    ------
-    ReplayError
-        When recording fails, and for a trace that has other settings or no counters.
-    """
-    out = options.traces / f"{pair.name}.npz"
-    if not out.exists() or out.with_name(out.name + ".partial").exists():
-        words = [
-            *("--model", options.model, "--dataset", str(options.dataset), "--out", str(out)),
-            *("--limit", str(options.limit), "--samples", str(options.samples)),
-            *("--max-tokens", str(options.max_tokens), "--seed", str(options.seed)),
-            *("--temperature", str(options.temperature)),
-            *("--speculative-config", json.dumps(pair.speculative_config)),
-        ]
-        if pair.additional_config is not None:
-            words += ["--additional-config", json.dumps(pair.additional_config)]
-        if subprocess.run([*RECORD, *words], stdout=subprocess.DEVNULL).returncode:
-            raise ReplayError(f"{pair.name} could not be recorded; the reason is above")
-    trace = read(out)
-    settings = trace.provenance.get("settings") or {}
-    asked = {
-        "speculative_config": pair.speculative_config,
-        "additional_config": pair.additional_config,
-        "samples": options.samples,
-        "max_tokens": options.max_tokens,
-    }
-    held = {name: settings.get(name) for name in asked}
-    if held != asked or trace.sampling.temperature != options.temperature:
-        raise ReplayError(f"{out} was recorded with other settings: delete it or choose a folder")
-    if not trace.provenance.get("counters"):
-        raise ReplayError(f"{out} holds no counters of the engine, so there is nothing to compare")
+def recorded(options: argparse.Namespace, folder: Path, method: str, pair: Pair) -> Trace:
+    """The trace of a method: read where it is complete, recorded or gone on with otherwise."""
+    name = f"{method}-{options.limit}x{options.samples}x{options.max_tokens}"
+    out = options.traces / f"{name}-t{options.temperature:g}-k{options.draft_length}.npz"
+    if out.exists() and not out.with_name(out.name + ".partial").exists():
+        return read(out)
+    questions = spec_bench.arrange(spec_bench.read(options.dataset), options.seed)
+    if options.limit > len(questions):
+        raise DatasetError(f"--limit is {options.limit}, the data set has {len(questions)}")
+    plan = Plan(
+        questions=tuple(questions[: options.limit]),
+        samples=options.samples,
+        sampling=Sampling(options.temperature),
+        max_tokens=options.max_tokens,
+        settings={
+            "dataset_sha256": spec_bench.checksum(options.dataset),
+            "speculative_config": dict(pair.speculative_config),
+        },
+    )
+    session = Session(plan, out, _CONSOLE)
+    server = ServerOptions(
+        model=str(folder),
+        speculative_config=pair.speculative_config,
+        max_model_len=4096,
+        max_num_seqs=1,
+        extra=("--max-logprobs", str(MOST_HEADS)),
+    )
+    trace = None
+    try:
+        with vllm_server(server, name=f"vllm serve ({method})", console=_CONSOLE) as running:
+            asyncio.run(session.run(running.url))
+    finally:
+        trace = session.finish()
+    if trace is None or not trace.provenance["complete"]:
+        raise RecordError(f"{out} is not complete: run this again")
     return trace
 
 
-def compare(pair: Pair, trace: Trace, tokens: int) -> dict[str, Any]:
-    """The engine's counters beside the replay of one trace."""
-    counters = trace.provenance["counters"]
-    maker = make_drafter(pair.drafter, pair.options, draft_length=tokens)
-    offered = profile(trace, maker, draft_length=tokens)
-    found = score(offered, trace, rule=pair.rule, draft_length=tokens)
-    means, variances = step_moments(offered, trace, rule=pair.rule, draft_length=tokens)
-    steps = float(means.sum())
-    engine, replay = counters["block_efficiency"], found.block_efficiency
-    return {
-        "method": pair.name,
-        "rule": pair.rule,
-        "tokens": int(found.tokens.sum()),
-        "answers": trace.answers,
-        "engine": engine,
-        "replay": replay,
-        "gap": engine / replay - 1,
-        "noise": math.sqrt(variances.sum()) / steps,
-        "engine_steps": counters["decode_steps"],
-        "replay_steps": steps,
-        "engine_drafted_per_step": counters["draft_tokens"] / counters["decode_steps"],
-        "replay_drafted_per_step": float(found.drafted.sum() / steps),
-        "law_slack_90": float(np.quantile(trace.processed.slack, 0.9)),
-    }
+def show(results: Sequence[Result]) -> Table:
+    """The table that is printed."""
+    table = Table(box=SIMPLE, title="tokens per decode step, engine against replay of its answers")
+    for name in ("method", "tokens", "engine", "replay", "gap %", "luck %", "drafted", "replayed"):
+        table.add_column(name, justify="left" if name == "method" else "right")
+    for one in results:
+        table.add_row(
+            one.method, f"{one.tokens:,}", f"{one.engine:.3f}", f"{one.replay:.3f}",
+            f"{one.gap:+.1f}", f"± {one.luck:.1f}", f"{one.engine_drafted:.2f}",
+            f"{one.replay_drafted:.2f}",
+        )  # fmt: skip
+    return table
+
+
+def draw(path: Path, results: Sequence[Result]) -> None:
+    """Engine and replay side by side; the whisker is the engine's luck, twice each way."""
+    from theory.figures import load_pyplot, save_picture
+
+    pyplot = load_pyplot()
+    figure, axes = pyplot.subplots(figsize=(6, 4), layout="constrained")
+    places = range(len(results))
+    axes.bar([x - 0.2 for x in places], [one.engine for one in results], 0.4, label="engine")
+    axes.bar(
+        [x + 0.2 for x in places],
+        [one.replay for one in results],
+        0.4,
+        yerr=[2 * one.luck / 100 * one.replay for one in results],
+        capsize=4,
+        label="replay, ± 2 σ of one run",
+    )
+    axes.set_xticks(list(places), [one.method for one in results])
+    axes.axhline(1.0, color="grey", linestyle=":")
+    axes.set(ylabel="tokens per decode step")
+    axes.legend()
+    save_picture(figure, path)
+    pyplot.close(figure)
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     made = BriefParser(prog="replay.py", description=(__doc__ or "").splitlines()[0])
-    add, whole = made.add_argument, at_least(1)
+    add = made.add_argument
+    whole = at_least(1)
     add("--dataset", type=Path, required=True, help="questions in Spec-Bench's JSON lines")
-    add("--limit", type=whole, default=4, help="number of questions, spread over the tasks")
-    add("--samples", type=whole, default=4, help="answers to each, one after another")
-    add("--max-tokens", type=whole, default=128)
+    add("--limit", type=whole, default=12, help="number of questions, spread over the tasks")
+    add("--samples", type=whole, default=4, help="answers to each question, one after another")
     add("--temperature", type=temperature, default=0.7)
-    add("--seed", type=int, default=1, help="chooses and orders the questions, nothing else")
-    add("--methods", default="ngram,suffix,stand", help="a,b,c; this project's drafters by name")
-    add("--num-speculative-tokens", type=whole, default=8, help="K, of every method")
-    add("--options", type=json.loads, default={}, help="JSON: changes to our drafters' options")
+    add("--max-tokens", type=whole, default=128)
+    add("--draft-length", type=whole, default=8, help="K of every method")
+    add("--methods", default=",".join(pairs(1)), help=",".join(pairs(1)))
+    add("--seed", type=int, default=7, help="orders the questions")
     add("--model", default="smollm2", help="name of a packaged model, or a folder")
-    add("--traces", type=Path, required=True, help="folder that the recordings are kept in")
+    add("--traces", type=Path, default=Path("out/replay"), help="folder for the traces")
     add("--json", type=Path, required=True, metavar="OUT", help="where the result goes")
+    add("--plot", type=Path, help="write a picture here")
     return made
 
 
-def view(rows: Sequence[Mapping[str, Any]], heading: str) -> Table:
-    """The table for the terminal."""
-    table = Table(title=heading, box=SIMPLE_HEAD)
-    names = ("method", "tokens", "engine", "replay", "gap", "1 s.d.", "drafted/step", "replay")
-    for name in names:
-        table.add_column(name, justify="left" if name == "method" else "right", no_wrap=True)
-    for row in rows:
-        table.add_row(
-            row["method"],
-            f"{row['tokens']:,}",
-            f"{row['engine']:.3f}",
-            f"{row['replay']:.3f}",
-            f"{row['gap']:+.1%}",
-            f"{row['noise']:.1%}",
-            f"{row['engine_drafted_per_step']:.2f}",
-            f"{row['replay_drafted_per_step']:.2f}",
-        )
-    return table
+def run(options: argparse.Namespace) -> list[Result]:
+    """Record what is missing, and compare."""
+    known = pairs(options.draft_length)
+    chosen = [name.strip() for name in options.methods.split(",")]
+    unknown = [name for name in chosen if name not in known]
+    if unknown:
+        raise DatasetError(f"--methods: {unknown[0]!r} is none of {', '.join(known)}")
+    if "suffix" in chosen:
+        methods.check(["suffix"])
+    here = str(Path(__file__).resolve().parent)  # where the engine finds text_only
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (here, os.environ.get("PYTHONPATH"))))
+    options.traces.mkdir(parents=True, exist_ok=True)
+    folder = model_folder(options.model)
+    return [
+        compare(name, known[name], recorded(options, folder, name, known[name]),
+                options.draft_length)
+        for name in chosen
+    ]  # fmt: skip
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the benchmark; 2 for bad input, 1 when a recording failed or a gap is too large."""
+    """Run the benchmark; 2 for bad input, 1 when a server failed, 3 for an unexplained gap."""
     options = parser().parse_args(arguments)
-    tokens = options.num_speculative_tokens
     try:
-        chosen = pairs(options.methods.split(","), tokens, options.options)
-        options.traces.mkdir(parents=True, exist_ok=True)
-        rows = [compare(pair, recorded(options, pair), tokens) for pair in chosen]
-    except (methods.MethodError, OSError, TraceError) as error:
+        results = run(options)
+    except (DatasetError, ModelError, TraceError, methods.MethodError) as error:
         print(f"replay.py: {error}", file=sys.stderr)
         return 2
-    except ReplayError as error:
+    except (ServerError, RecordError) as error:
         print(f"replay.py: {error}", file=sys.stderr)
         return 1
-    heading = f"Tokens a decode step, {options.limit} questions x {options.samples}, K = {tokens}"
-    Console().print(view(rows, f"{heading}, T = {options.temperature:g}"))
-    result = {"provenance": provenance(), "results": rows}
-    options.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    wide = [row["method"] for row in rows if abs(row["gap"]) >= MOST_GAP]
-    if wide:
-        print(f"replay.py: gaps of {MOST_GAP:.0%} or more: {', '.join(wide)}", file=sys.stderr)
-    return 1 if wide else 0
+    except KeyboardInterrupt:
+        print("replay.py: interrupted; the same command goes on", file=sys.stderr)
+        return 130
+    Console().print(show(results))
+    words = {k: str(v) if isinstance(v, Path) else v for k, v in vars(options).items()}
+    report = {
+        "provenance": provenance() | {"options": words},
+        "results": [one.as_json() for one in results],
+    }
+    options.json.parent.mkdir(parents=True, exist_ok=True)
+    options.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    if options.plot is not None:
+        draw(options.plot, results)
+    wide = [one for one in results if abs(one.gap) > max(LIMIT, 2 * one.luck)]
+    for one in wide:
+        print(f"replay.py: {one.method} differs by {one.gap:+.1f} %", file=sys.stderr)
+    return 3 if wide else 0
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Protocol, cast, get_args
+from typing import TYPE_CHECKING, Annotated, cast, get_args
 
 import typer
 
@@ -13,23 +13,17 @@ if TYPE_CHECKING:
     from theory.inputs import Row
     from theory.report import Bound, Spread
 
-Advance = Callable[[int, int], None]
-"""Told what is done, and of how much."""
+Recorded = Callable[
+    [Path, str, "str | None", int, Callable[[float], None]], "tuple[list[Row], str]"
+]
+"""(trace file, drafter, its options as JSON, most rows, told the share that is done) -> rows, and
+a sentence that says which they are."""
+_recorded: list[Recorded] = []
 
 
-class Replayed(Protocol):
-    """Gives the rows (p, q) that a drafter meets along a recorded trace (.npz)."""
-
-    def __call__(
-        self, path: Path, drafter: str, options: str | None, most: int, advance: Advance
-    ) -> tuple[list[Row], str]:
-        """The rows, and in words what they are; raises ValueError or OSError in one sentence."""
-        ...
-
-
-READERS: dict[str, Replayed] = {}
-"""By suffix, traces that only a replayed drafter turns into rows; set by the command line, since
-this layer has no drafters."""
+def register_recorded(rows: Recorded) -> None:
+    """Say how rows come out of a recorded trace: that takes a drafter, which theory has not."""
+    _recorded[:] = [rows]
 
 
 def bounds(
@@ -37,17 +31,17 @@ def bounds(
     q: Annotated[Path | None, typer.Option("--q", help="Draft law, the same formats.")] = None,
     trace: Annotated[
         Path | None,
-        typer.Option("--trace", help="Recorded rows, or a trace (.npz) and a --drafter, instead."),
+        typer.Option("--trace", help="Of `specproof record` (.npz), or rows (specproof-trace/1)."),
     ] = None,
     drafter: Annotated[
-        str | None, typer.Option("--drafter", help="Replayed along a .npz trace, it gives the q.")
+        str | None, typer.Option(help="Whose q, along a recorded .npz; stand unless given.")
     ] = None,
     options: Annotated[
-        str | None, typer.Option("--options", help="JSON: the drafter's, as for the plugin.")
+        str | None, typer.Option(metavar="JSON", help="The drafter's, as in --additional-config.")
     ] = None,
     most: Annotated[
-        int, typer.Option("--rows", min=1, help="Most rows taken from a .npz trace, at random.")
-    ] = 2000,
+        int, typer.Option("--most", min=1, help="Rows drawn from a recorded .npz, at most.")
+    ] = 1000,
     k: Annotated[str, typer.Option("--k", help="Numbers of candidates.")] = "1,2,4,8",
     drafts: Annotated[
         str, typer.Option("--drafts", help="Any of iid,without_replacement,top_plus_one, or all.")
@@ -72,16 +66,13 @@ def bounds(
         counts = list(dict.fromkeys(_integer(text) for text in k.split(",")))
         schemes = _names(drafts, get_args(Drafts), "--drafts")
         chosen = _names(rules, RULES, "--rules")
-        reader = None if trace is None else READERS.get(trace.suffix)
-        if reader is None and (drafter or options):
-            raise ValueError("--drafter and --options go with a --trace that ends in .npz")
-        about = None
-        if trace is not None and reader is not None and p is None and q is None:
-            rows, about = _replayed(reader, trace, drafter or "stand", options, most)
-        else:
-            rows = _rows(p, q, trace)
-        floor, table = report(rows, counts, cast(list[Drafts], schemes), cast(list[Rule], chosen))
-    except (ValueError, OSError) as error:
+        floor, table = report(
+            _rows(p, q, trace, (drafter, options, most)),
+            counts,
+            cast(list[Drafts], schemes),
+            cast(list[Rule], chosen),
+        )
+    except (ValueError, OSError, ImportError) as error:
         typer.echo(f"specproof bounds: {error}", err=True)
         raise typer.Exit(2) from None
     if plot is not None:
@@ -92,15 +83,12 @@ def bounds(
                 {
                     "one_minus_tv": vars(floor),
                     "bounds": [line.as_dict() for line in table],
-                    "rows": about,
                     "plot": None if plot is None else str(plot),
                 }
             )
         )
     else:
         _print(floor, table, plot)
-        if about:
-            typer.echo(about)
 
 
 def draw(path: Path, floor: Spread, table: list[Bound]) -> None:
@@ -134,42 +122,35 @@ def draw(path: Path, floor: Spread, table: list[Bound]) -> None:
     pyplot.close(figure)
 
 
-def _replayed(
-    reader: Replayed, trace: Path, drafter: str, options: str | None, most: int
-) -> tuple[Iterator[Row], str]:
-    """Rows of a recorded trace, with progress bars on standard error."""
-    from rich.console import Console
-    from rich.progress import Progress
-
-    stage = Console(stderr=True)
-    with Progress(console=stage, transient=True) as progress:
-        task = progress.add_task("replay", total=None)
-        rows, about = reader(
-            trace,
-            drafter,
-            options,
-            most,
-            lambda done, total: progress.update(task, completed=done, total=total),
-        )
-
-    def one_by_one() -> Iterator[Row]:
-        with Progress(console=stage, transient=True) as progress:
-            yield from progress.track(rows, description="rows")
-
-    return one_by_one(), about
-
-
-def _rows(p: Path | None, q: Path | None, trace: Path | None) -> Iterator[Row]:
+def _rows(
+    p: Path | None,
+    q: Path | None,
+    trace: Path | None,
+    drafting: tuple[str | None, str | None, int],
+) -> Iterator[Row]:
     """Rows of the inputs, with a progress bar on standard error."""
     from rich.console import Console
     from rich.progress import Progress
 
     from theory.inputs import pairs, read_laws, read_trace
 
+    drafter, options, most = drafting
     if (trace is None) == (p is None and q is None) or (p is None) != (q is None):
         raise ValueError("give --p and --q, or --trace")
+    recorded = trace is not None and trace.suffix == ".npz"
+    if not recorded and (drafter is not None or options is not None):
+        raise ValueError("--drafter and --options go with a recorded --trace, a .npz file")
     with Progress(console=Console(stderr=True), transient=True) as progress:
-        if trace is not None:
+        if trace is not None and recorded:
+            if not _recorded:
+                raise ValueError(f"{trace} needs a drafter: use the command `specproof bounds`")
+            task = progress.add_task("tokens", total=1.0)
+            rows, what = _recorded[0](
+                trace, drafter or "stand", options, most, lambda done: progress.advance(task, done)
+            )
+            progress.console.print(what, highlight=False, soft_wrap=True)
+            yield from progress.track(rows, description="rows")
+        elif trace is not None:
             size = trace.stat().st_size
             task = progress.add_task("rows", total=size)
             yield from read_trace(trace, lambda read: progress.advance(task, read))

@@ -231,8 +231,8 @@ def _wrong_tokens(trace: Trace) -> str | None:
 def _wrong_laws(trace: Trace) -> str | None:
     """Laws are sorted log probabilities of at most mass 1, padded with -1 and -inf together."""
     head, own = trace.log_masses, trace.emitted_log_masses
-    if np.isnan(head).any() or np.any((trace.ids < 0) != np.isneginf(head)):
-        return "ids and log_masses are padded differently"
+    if np.isnan(head).any() or np.any((trace.ids < 0) & ~np.isneginf(head)):
+        return "log_masses stand where there is no token, or are no numbers"
     if np.any(head[:, 1:] > head[:, :-1]):
         return "log_masses are not sorted"
     if np.any(np.exp(head, dtype=np.float64).sum(axis=1) > 1.01) or not np.all(own <= 0):

@@ -85,9 +85,12 @@ def record(
     try:
         with _server(model, served, max_model_len, dtype, concurrency, stage) as server:
             asyncio.run(session.run(url or server.url if server else str(url)))
-    except (ModelError, RecordError, ServerError, KeyboardInterrupt) as error:
+    except (ModelError, RecordError, ServerError, OSError, KeyboardInterrupt) as error:
         ended = error
-    trace = session.finish()
+    try:
+        trace = session.finish()
+    except OSError as error:
+        raise _fail(f"{out} cannot be written ({error}); what is finished is kept", 1) from None
     if ended is None and trace is not None and trace.provenance["complete"]:
         _show(trace, out, as_json)
         return
@@ -136,14 +139,15 @@ class Session:
 
         if self.journal is None:
             return None
-        trace = self.journal.assemble(len(self.plan.questions))
-        if trace is not None:
-            write(self.out, trace)
-        if trace is not None and trace.provenance["complete"]:
-            self.journal.remove()
-        else:
+        try:
+            trace = self.journal.assemble(len(self.plan.questions))
+            if trace is not None:
+                write(self.out, trace)
+                if trace.provenance["complete"]:
+                    self.journal.remove()
+            return trace
+        finally:
             self.journal.close()
-        return trace
 
     def _say(self, server: RecordingServer) -> None:
         if server.heads < min(_KEPT, server.vocabulary):

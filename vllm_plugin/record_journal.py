@@ -95,7 +95,6 @@ class Journal:
     def remove(self) -> None:
         """The recording is complete and written: the folder has done its work."""
         shutil.rmtree(self.folder, ignore_errors=True)
-        self._lock.close()
 
     def _claim(self) -> None:
         try:

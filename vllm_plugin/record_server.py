@@ -22,7 +22,7 @@ MOST_HEADS = 256
 """Log probabilities a token that are asked for; those beyond the kept ones tell of the tail."""
 FEWEST_HEADS = 20
 _GRANTS = (MOST_HEADS, 128, 64, 32, FEWEST_HEADS)
-_TIMEOUT = 600.0
+_TIMEOUT = httpx.Timeout(60.0, read=3600.0)  # an answer comes whole, when it is finished
 _IMPOSSIBLE = -9998.0  # vLLM writes -9999 for a log probability of -inf
 _PROBE = [1, 2, 3]
 _LARGEST_VOCABULARY = 1 << 22

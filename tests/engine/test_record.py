@@ -6,26 +6,25 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import psutil
 import pytest
 import torch
 
-from tests.engine import engines, tiny
+from tests.engine import tiny
 from tests.engine.exact import ExactModel, Sampling, shape
 from theory.trace_file import read
 from theory.traces import Trace
 from vllm_plugin.record_journal import counters_of
-from vllm_plugin.server import plugin_speculation
+from vllm_plugin.server import ServerOptions, ServerProcess, plugin_speculation, vllm_server
 
 pytestmark = [pytest.mark.slow, pytest.mark.engine]
 ROOT = Path(__file__).resolve().parents[2]
 VOCABULARY = 300  # more than the 256 log probabilities that are asked for
 TEMPLATE = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
-QUESTIONS = ("abc abc abc", "the the", "xyz", "0 1 2 0 1 2", "aa bb aa bb", "q", "ba ba", "end")
-SAMPLES, TOKENS = 2, 90
+QUESTIONS = ("abc abc abc", "the the", "xyz", "0 1 2 0 1 2", "aa bb aa bb", "q")
+SAMPLES, TOKENS = 2, 80
 
 
 @pytest.fixture(scope="module")
@@ -53,23 +52,18 @@ def dataset(tmp_path: Path) -> Path:
     return path
 
 
-def start(model: Path, dataset: Path, out: Path, *words: str) -> subprocess.Popen[str]:
+def start(dataset: Path, out: Path, *words: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [
             *(sys.executable, "-c", "from vllm_plugin.cli import main; main()", "record"),
-            *("--model", str(model), "--dataset", str(dataset), "--out", str(out), "--json"),
-            *("--samples", str(SAMPLES), "--max-tokens", str(TOKENS), "--dtype", "float32"),
-            *("--max-model-len", "256", *words),
+            *("--dataset", str(dataset), "--out", str(out), "--json", *words),
+            *("--samples", str(SAMPLES), "--max-tokens", str(TOKENS)),
         ],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
     )
-
-
-def speculation() -> str:
-    return json.dumps(plugin_speculation(4, engines.STAND))
 
 
 def kill_engine(command: subprocess.Popen[str]) -> None:
@@ -104,14 +98,27 @@ def assert_exact(trace: Trace, exact: ExactModel) -> None:
     assert trace.processed.slack.mean() < 1e-3
 
 
-def test_a_killed_engine_costs_the_questions_in_flight_and_laws_are_exact(
-    model: Path, exact: ExactModel, dataset: Path, tmp_path: Path
+def drafting_server(model: Path) -> ServerProcess:
+    """A running server, as a user's would be, that drafts with STAND."""
+    return vllm_server(
+        ServerOptions(
+            model=str(model),
+            speculative_config=plugin_speculation(4),
+            max_model_len=256,
+            dtype="float32",
+            extra=("--max-logprobs", "256"),
+        )
+    )
+
+
+def test_an_engine_is_killed_another_goes_on_and_all_laws_are_exact(
+    model: Path, exact: ExactModel, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    out = tmp_path / "trace.npz"
-    words = ("--speculative-config", speculation())
-    with start(model, dataset, out, *words) as command:
-        journal = tmp_path / "trace.npz.partial"
-        limit = time.monotonic() + 120
+    """First without drafts, in an engine that is killed; then in a server that drafts."""
+    out, journal = tmp_path / "trace.npz", tmp_path / "trace.npz.partial"
+    served = ("--model", str(model), "--dtype", "float32", "--max-model-len", "256")
+    with start(dataset, out, *served) as command:
+        limit = time.monotonic() + 200
         while len(list(journal.glob("question-*.npz"))) < 2:
             assert command.poll() is None and time.monotonic() < limit
             time.sleep(0.01)
@@ -120,39 +127,30 @@ def test_a_killed_engine_costs_the_questions_in_flight_and_laws_are_exact(
     assert command.returncode == 1
     sentence = next(line for line in errors.splitlines() if line.startswith("specproof record: "))
     assert "its log is " in sentence and "go on with: specproof record " in sentence
+    assert "Traceback" not in errors
     kept = read(out)
-    assert 2 <= kept.prompts < len(QUESTIONS) and "Traceback" not in errors
+    assert 2 <= kept.prompts < len(QUESTIONS)
+    assert kept.vocabulary == VOCABULARY and kept.ids.shape[1] == 64
     assert_exact(kept, exact)
+    counted = counters_of(kept.provenance)
+    assert counted is not None and counted.block_efficiency == 1 and counted.draft_tokens == 0
 
-    with start(model, dataset, out, *words) as command:
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    with drafting_server(model) as server, start(dataset, out, "--url", server.url) as command:
         shown, errors = command.communicate(timeout=200)
     assert command.returncode == 0, errors
     whole = read(out)
     assert whole.prompts == len(QUESTIONS) and whole.answers == SAMPLES * len(QUESTIONS)
     np.testing.assert_array_equal(whole.tokens[: len(kept)], kept.tokens)
     assert_exact(whole, exact)
-    assert [s["questions"] for s in whole.provenance["sittings"]] == [
-        kept.prompts, len(QUESTIONS) - kept.prompts
-    ]  # fmt: skip
+    first, second = whole.provenance["sittings"]
+    assert first["questions"] == kept.prompts
+    assert second["questions"] == len(QUESTIONS) - kept.prompts
+    assert first["counters"] == kept.provenance["counters"]
+    assert second["counters"]["accepted_tokens"] > 0
+    assert second["counters"]["block_efficiency"] > 1.02
     counted = counters_of(whole.provenance)
     assert counted is not None and counted.generation_tokens == len(whole)
-    assert counted.first_tokens == whole.answers and counted.accepted_tokens > 0
-    assert counted.block_efficiency is not None and counted.block_efficiency > 1.02
-    assert json.loads(shown)["counters"]["accepted_tokens"] == counted.accepted_tokens
+    assert counted.first_tokens == whole.answers
+    assert json.loads(shown)["counters"]["drafts"] == counted.drafts > 0
     assert not journal.exists()
-
-
-def test_without_speculation_the_laws_are_the_same(
-    model: Path, exact: ExactModel, dataset: Path, tmp_path: Path
-) -> None:
-    out = tmp_path / "trace.npz"
-    with start(model, dataset, out, "--limit", "3", "--concurrency", "3") as command:
-        shown, errors = command.communicate(timeout=200)
-    assert command.returncode == 0, errors
-    trace: Any = read(out)
-    assert trace.answers == 3 * SAMPLES
-    assert trace.vocabulary == VOCABULARY and trace.ids.shape[1] == 64
-    assert_exact(trace, exact)
-    counted = counters_of(trace.provenance)
-    assert counted is not None and counted.block_efficiency == 1 and counted.draft_tokens == 0
-    assert json.loads(shown)["tokens"] == len(trace)

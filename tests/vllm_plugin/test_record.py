@@ -275,6 +275,29 @@ def test_a_damaged_question_is_asked_again(command: Callable[..., Any], tmp_path
     assert read(tmp_path / "trace.npz").prompts == 5
 
 
+def test_a_full_disk_is_told_and_costs_nothing_that_is_finished(
+    command: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    savez, calls = np.savez_compressed, 0
+
+    def full(*words: Any, **named: Any) -> None:
+        nonlocal calls
+        calls += 1
+        if calls > 3:
+            raise OSError(28, "No space left on device")
+        savez(*words, **named)
+
+    with served(FakeVllm(P, P)) as url:
+        with monkeypatch.context() as patch:
+            patch.setattr(np, "savez_compressed", full)
+            run = command("--url", url)
+        assert run.exit_code == 1 and "No space left on device" in said(run)
+        assert not (tmp_path / "trace.npz").exists()
+        run = command("--url", url)
+    assert run.exit_code == 0, run.output
+    assert [s["questions"] for s in read(tmp_path / "trace.npz").provenance["sittings"]] == [3, 2]
+
+
 def test_a_server_without_counters(command: Callable[..., Any], tmp_path: Path) -> None:
     with served(FakeVllm(P, P, "metrics")) as url:
         run = command("--url", url)
