@@ -16,6 +16,10 @@ def _nothing() -> Ints:
     return np.zeros(0, np.int32)
 
 
+def _unknown() -> Doubles:
+    return np.zeros(0)
+
+
 @dataclass(frozen=True, slots=True)
 class VerifiedRows:
     """Target laws that one engine step computed anyway, with the contexts they belong to.
@@ -23,10 +27,12 @@ class VerifiedRows:
     Row r is the law of the token that follows ``tokens[begins[r]:ends[r]]``; several rows may share
     a stretch of ``tokens`` (a chain of drafts). Laws are at temperature 1, before top-k and top-p.
     ``emitted[r]`` is the token that the row's request emitted there, -1 where it emitted none (rows
-    behind a refused draft) or where that is not known; an empty array when none is.
+    behind a refused draft) or where that is not known; ``temperatures[r]`` is the request's. Both
+    are empty when nothing is known.
 
     Shapes: tokens (S,) int32; begins, ends (R,) int64; ids (R, E) int32, most probable first,
-    padded with -1; probabilities (R, E) float32; emitted (R,) or (0,) int32.
+    padded with -1; probabilities (R, E) float32; emitted (R,) or (0,) int32; temperatures (R,) or
+    (0,) float64.
     """
 
     tokens: Ints
@@ -35,6 +41,7 @@ class VerifiedRows:
     ids: Ints
     probabilities: Floats
     emitted: Ints = field(default_factory=_nothing)
+    temperatures: Doubles = field(default_factory=_unknown)
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +141,11 @@ class Drafter(Protocol):
     @property
     def wants_rows(self) -> bool:
         """Whether ``observe`` learns from target laws, so that the engine should collect them."""
+        ...
+
+    @property
+    def wants_emitted(self) -> bool:
+        """Whether ``observe`` also asks which token each row emitted."""
         ...
 
     def start(self, handle: int, prompt: Ints) -> None:

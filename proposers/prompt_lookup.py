@@ -87,6 +87,7 @@ class PromptLookupDrafter:
     """
 
     wants_rows = False
+    wants_emitted = False
 
     def __init__(
         self,

@@ -10,7 +10,7 @@ from proposers.acceptance import expected_acceptance
 from proposers.batch import Doubles, DraftRequests, Drafts, Followed, Ints, VerifiedRows
 from proposers.mixture import mix
 from proposers.noise import exponential, row_key
-from proposers.table import ENTRIES, StandTable, context_keys, longest_match
+from proposers.table import StandTable, context_keys, longest_match
 
 _DRAWN = np.zeros((0, 0), np.int32)
 
@@ -201,6 +201,11 @@ class StandDrafter:
         self.interpolation = float(interpolation)
         self._rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, 0x57A4D])))
 
+    @property
+    def wants_emitted(self) -> bool:
+        """Whether the table weighs emitted tokens."""
+        return self.table.emitted_weight > 0
+
     def start(self, handle: int, prompt: Ints) -> None:
         """Take in a prompt, shape (n,) int32."""
         if self.prompt_visits:
@@ -226,7 +231,7 @@ class StandDrafter:
         """Nothing is kept for a request."""
 
     def _chains(self, requests: DraftRequests, uniforms: Doubles, given: Ints) -> Drafts:
-        batch, steps, entries = len(requests), self.draft_length, 2 * ENTRIES
+        batch, steps, entries = len(requests), self.draft_length, 2 * self.table.entries
         drafts = Drafts(
             tokens=np.full((batch, steps), -1, np.int32),
             lengths=np.zeros(batch, np.int64),

@@ -17,10 +17,13 @@ from numpy.typing import NDArray
 from proposers.batch import Ints, VerifiedRows
 from proposers.noise import mix64
 
-ENTRIES = 10
+ENTRIES = 10  # of the paper; an option
+MAX_ENTRIES = 32
 MAX_ORDER = 8
 _BUCKET = 8
 _SALT = np.uint64(0x5350454350524F4F)
+_NOTHING = np.zeros(0, np.int32)
+_NO_WEIGHTS = np.zeros(0)
 
 
 class TableArrays(NamedTuple):
@@ -35,9 +38,22 @@ class TableArrays(NamedTuple):
     clock: NDArray[np.int64]  # (3,) ticks, live entries, evictions
 
 
-BYTES_PER_SLOT = 8 + 4 + 4 * ENTRIES + 4 * ENTRIES + 4 + 4
 _CLOCK_BYTES = 3 * 8
-LEAST_BYTES = _BUCKET * BYTES_PER_SLOT + _CLOCK_BYTES
+
+
+def bytes_per_slot(entries: int) -> int:
+    """Memory of one slot."""
+    return 8 + 4 + 4 * entries + 4 * entries + 4 + 4
+
+
+def least_bytes(entries: int) -> int:
+    """The smallest budget: one bucket."""
+    return _BUCKET * bytes_per_slot(entries) + _CLOCK_BYTES
+
+
+def capacity(entries: int, budget_bytes: int) -> int:
+    """The largest power of two of slots that fits a budget of at least :func:`least_bytes`."""
+    return 1 << (((budget_bytes - _CLOCK_BYTES) // bytes_per_slot(entries)).bit_length() - 1)
 
 
 @njit(inline="always")
@@ -159,6 +175,22 @@ def visit(
     table.used[slot] = np.uint32(table.clock[0])
 
 
+@njit(inline="always")
+def weigh_up(ids: Any, law: Any, token: Any, weight: Any) -> None:
+    """``law <- (law + weight onehot(token)) / (1 + weight)``; the last place must be free (-1)."""
+    scale = np.float32(1.0) / (np.float32(1.0) + weight)
+    place = 0
+    while ids[place] >= 0 and ids[place] != token:
+        place += 1
+    if ids[place] < 0:
+        ids[place], law[place] = token, np.float32(0.0)
+    law[place] += weight
+    e = 0
+    while e < ids.shape[0] and ids[e] >= 0:
+        law[e] *= scale
+        e += 1
+
+
 @njit(cache=True, nogil=True)
 def _observe(
     table: Any,
@@ -168,18 +200,27 @@ def _observe(
     ends: Any,
     ids: Any,
     probabilities: Any,
+    emitted: Any,
+    weights: Any,
     decay: Any,
     cap: Any,
 ) -> Any:
     keys = np.empty(order, np.uint64)
-    merged_ids = np.empty(table.ids.shape[1] + ids.shape[1], np.int32)
+    entries = min(table.ids.shape[1], ids.shape[1])
+    row_ids = np.empty(entries + 1, np.int32)
+    row = np.empty(entries + 1, np.float32)
+    merged_ids = np.empty(table.ids.shape[1] + entries + 1, np.int32)
     merged = np.empty(merged_ids.shape[0], np.float32)
     table.clock[0] += 1
     for r in range(ends.shape[0]):
+        row_ids[:entries], row[:entries] = ids[r, :entries], probabilities[r, :entries]
+        row_ids[entries] = -1
+        if emitted.shape[0] and emitted[r] >= 0 and weights[r] > 0:
+            weigh_up(row_ids, row, emitted[r], weights[r])
         longest = context_keys(tokens, begins[r], ends[r], order, keys)
         for m in range(longest):
             slot = find_or_claim(table, keys[m])
-            visit(table, slot, ids[r], probabilities[r], decay, cap, merged_ids, merged)
+            visit(table, slot, row_ids, row, decay, cap, merged_ids, merged)
 
 
 @njit(cache=True, nogil=True)
@@ -210,11 +251,18 @@ class StandTable:
         Longest context kept, in tokens, 1..8; every length 1..order is kept.
     budget_bytes
         Memory for the arrays; the capacity is the largest power of two of slots that fits.
+    entries
+        Tokens kept of each context's law, 1..32.
     decay
         Factor on a context's count before each visit, in (0, 1]; 1 is the plain mean of the paper,
-        the default 0.7 weighs recent visits more and drafts better on recorded trajectories.
+        the default 0.5 weighs recent visits more and drafts better on recorded trajectories.
     count_cap
         Upper bound on a context's count before each visit (>= 0); old text fades at 1/(cap + 1).
+    emitted_weight
+        w >= 0: a row that emitted y at temperature T < 1 teaches the law
+        ``(law + w (1 - T) onehot(y)) / (1 + w (1 - T))``. The colder the text, the more often what
+        was emitted once comes again. The table then holds no mean of target laws any more; q stays
+        what is drawn from, so the output law is untouched.
 
     Raises
     ------
@@ -225,31 +273,39 @@ class StandTable:
     def __init__(
         self,
         *,
-        order: int = 4,
+        order: int = 6,
         budget_bytes: int = 256 * 2**20,
-        decay: float = 0.7,
+        entries: int = ENTRIES,
+        decay: float = 0.5,
         count_cap: float = float("inf"),
+        emitted_weight: float = 0.7,
     ) -> None:
         if not 1 <= order <= MAX_ORDER:
             raise ValueError(f"order is {order}; it must lie in 1..{MAX_ORDER}")
+        if not 1 <= entries <= MAX_ENTRIES:
+            raise ValueError(f"entries is {entries}; it must lie in 1..{MAX_ENTRIES}")
         if not 0 < decay <= 1:
             raise ValueError(f"decay is {decay}; it must lie in (0, 1]")
         if not count_cap >= 0:
             raise ValueError(f"count_cap is {count_cap}; it must be 0 or more")
-        if budget_bytes < LEAST_BYTES:
+        if not 0 <= emitted_weight < np.inf:
+            raise ValueError(f"emitted_weight is {emitted_weight}; it must be 0 or more")
+        least = least_bytes(entries)
+        if budget_bytes < least:
             raise ValueError(
-                f"a table budget of {budget_bytes} bytes is too small; the least is {LEAST_BYTES}"
+                f"a table budget of {budget_bytes} bytes is too small; the least is {least}"
             )
-        capacity = 2 ** (((budget_bytes - _CLOCK_BYTES) // BYTES_PER_SLOT).bit_length() - 1)
-        self.order = order
+        slots = capacity(entries, budget_bytes)
+        self.order, self.entries = order, entries
+        self.emitted_weight = float(emitted_weight)
         self._decay, self._cap = np.float32(decay), np.float32(count_cap)
         self.arrays = TableArrays(
-            keys=np.zeros(capacity, np.uint64),
-            counts=np.zeros(capacity, np.float32),
-            ids=np.full((capacity, ENTRIES), -1, np.int32),
-            probabilities=np.zeros((capacity, ENTRIES), np.float32),
-            kept=np.zeros(capacity, np.float32),
-            used=np.zeros(capacity, np.uint32),
+            keys=np.zeros(slots, np.uint64),
+            counts=np.zeros(slots, np.float32),
+            ids=np.full((slots, entries), -1, np.int32),
+            probabilities=np.zeros((slots, entries), np.float32),
+            kept=np.zeros(slots, np.float32),
+            used=np.zeros(slots, np.uint32),
             clock=np.zeros(3, np.int64),
         )
 
@@ -274,10 +330,16 @@ class StandTable:
         return sum(array.nbytes for array in self.arrays)
 
     def observe(self, rows: VerifiedRows) -> None:
-        """Visit every order of every row's context with the row's law; one call a step."""
+        """Visit every order of every row's context with the row's law; one call a step.
+
+        Of wider laws than the table's the most probable entries are taken.
+        """
+        known = rows.emitted if self.emitted_weight > 0 else _NOTHING
+        coldness = np.maximum(1 - rows.temperatures, 0) if known.size else _NO_WEIGHTS
         _observe(
             self.arrays, self.order, rows.tokens, rows.begins, rows.ends,
-            rows.ids, rows.probabilities, self._decay, self._cap,
+            rows.ids, rows.probabilities, known,
+            (self.emitted_weight * coldness).astype(np.float32), self._decay, self._cap,
         )  # fmt: skip
 
     def observe_text(self, tokens: Ints) -> None:

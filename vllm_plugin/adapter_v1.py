@@ -23,6 +23,8 @@ from vllm_plugin.top_entries import top_entries
 from vllm_plugin.verifier import Chain, Request, Verifier
 from vllm_plugin.without_drafts import WithoutDrafts
 
+Laws = tuple[NDArray[np.int32], NDArray[np.float32]]  # ids and probabilities, (rows, entries)
+
 _NO_IDS = np.zeros((0, 1), np.int32)
 _NO_LAW = np.zeros((0, 1), np.float64)
 
@@ -70,11 +72,19 @@ class V1Adapter:
     """Serves one runner; its dictionaries by request id hold live requests only."""
 
     def __init__(
-        self, drafter: Drafter, *, rule: str, order: int, draft_length: int, max_model_len: int
+        self,
+        drafter: Drafter,
+        *,
+        rule: str,
+        order: int,
+        entries: int,
+        draft_length: int,
+        max_model_len: int,
     ) -> None:
         self.drafter = drafter
         self.rule = rule
         self.order = order
+        self.entries = entries
         self.draft_length = draft_length
         self.max_model_len = max_model_len
         self.pending: dict[str, PendingDraft] = {}
@@ -96,14 +106,17 @@ class V1Adapter:
         self._verifier.forget_stale_budgets()
         logits = logits.float()
         requests = self._requests(metadata)
-        self._learn(logits, requests)
+        laws = self._laws(logits, requests)  # before the logits are processed in place
         # In vLLM's plain step one request's logprob_token_ids would take the place of the others'.
         own_logprobs = bool(runner.input_batch.sampling_metadata.logprob_token_ids)
         undrafted = metadata is None and all(r.chain is NO_DRAFTS for r in requests)
         if undrafted and not own_logprobs:
             with self._verifier.keyed(requests):
-                return stock(runner, logits, metadata)
-        return self._verifier.verify(requests, metadata, logits)
+                output = stock(runner, logits, metadata)
+        else:
+            output = self._verifier.verify(requests, metadata, logits)
+        self._learn(requests, laws, output.sampled_token_ids)
+        return output
 
     def propose(
         self,
@@ -232,8 +245,20 @@ class V1Adapter:
         request_id = self._runner.input_batch.req_ids[index]
         return self._without.reason(index, self._runner.requests[request_id].sampling_params)
 
-    def _learn(self, logits: Tensor, requests: list[Request]) -> None:
-        """Give the drafter each new prompt and the target law of every row of this step."""
+    def _laws(self, logits: Tensor, requests: list[Request]) -> Laws | None:
+        """The heads of the target laws of the rows that the drafter may learn from, in order."""
+        rows = [
+            row
+            for r in requests
+            if not r.discarded
+            for row in range(r.first_row, r.first_row + r.scheduled.shape[0] + 1)
+        ]
+        if not (rows and self.drafter.wants_rows):
+            return None
+        return top_entries(logits, np.array(rows, np.int64), self.entries)
+
+    def _learn(self, requests: list[Request], laws: Laws | None, sampled: Tensor) -> None:
+        """Give the drafter each new prompt, the target law of every row, and what it emitted."""
         batch = self._runner.input_batch
         sampling = [r for r in requests if not r.discarded]
         for r in sampling:
@@ -243,16 +268,25 @@ class V1Adapter:
                 if batch.req_prompt_embeds.get(r.index) is None:
                     prompt = batch.token_ids_cpu[r.index, : batch.num_prompt_tokens[r.index]]
                     self.drafter.start(self.handles[request_id], prompt)
-        if self.drafter.wants_rows and sampling:
-            self.drafter.observe(self._rows(logits, sampling))
+        if laws is not None:
+            tokens = sampled.cpu().numpy() if self.drafter.wants_emitted else None
+            self.drafter.observe(self._rows(sampling, *laws, tokens))
 
-    def _rows(self, logits: Tensor, sampling: list[Request]) -> VerifiedRows:
+    def _rows(
+        self,
+        sampling: list[Request],
+        ids: NDArray[np.int32],
+        probabilities: NDArray[np.float32],
+        sampled: NDArray[np.int32] | None,
+    ) -> VerifiedRows:
         batch = self._runner.input_batch
+        count = ids.shape[0]
         texts: list[NDArray[np.int32]] = []
         begins: list[int] = []
         ends: list[int] = []
-        rows: list[int] = []
-        at = 0
+        emitted = np.full(count if sampled is not None else 0, -1, np.int32)
+        temperatures = np.zeros(emitted.shape[0])
+        at, row = 0, 0
         for r in sampling:
             start = max(0, r.text_length - self.order)
             tail = batch.token_ids_cpu[r.index, start : r.text_length]
@@ -261,9 +295,12 @@ class V1Adapter:
             first = at + tail.shape[0]
             begins += [at] * (n + 1)
             ends += range(first, first + n + 1)
-            rows += range(r.first_row, r.first_row + n + 1)
-            at = first + n
-        ids, probabilities = top_entries(logits, np.array(rows, np.int64))
+            if sampled is not None:
+                # Row i emitted the request's i-th token; behind a refused draft stands -1.
+                here = sampled[r.index, : n + 1]
+                emitted[row : row + here.shape[0]] = here
+                temperatures[row : row + n + 1] = batch.temperature_cpu[r.index]
+            at, row = first + n, row + n + 1
         # A row that is no law (NaN, or nothing left of it) teaches nothing.
         laws = np.isfinite(probabilities).all(axis=1) & (ids[:, 0] >= 0)
         return VerifiedRows(
@@ -272,6 +309,8 @@ class V1Adapter:
             np.array(ends, np.int64)[laws],
             ids[laws],
             probabilities[laws],
+            emitted[laws] if sampled is not None else emitted,
+            temperatures[laws] if sampled is not None else temperatures,
         )
 
     def _forget_finished(self) -> None:

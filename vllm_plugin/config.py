@@ -7,9 +7,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 # This module is read in every vLLM process, before a CPU worker registers its kernels; that walk
 # over all modules fails once llvmlite is loaded (vLLM 0.32). So nothing here may import numba, and
-# the table's own MAX_ORDER is repeated; a test holds the two together.
+# the table's own limits are repeated; a test holds the two together.
 SECTION = "specproof"
 MAX_ORDER = 8
+MAX_ENTRIES = 32
 MAX_DRAFT_LENGTH = 128  # vLLM's MAX_SPEC_LEN
 MAX_CACHED_REQUESTS = 2**31 - 1
 
@@ -25,16 +26,22 @@ class Options(BaseModel):
 
     rule: Literal["token", "block", "match"] = Field("block", description="verification rule")
     order: Annotated[int, Field(ge=1, le=MAX_ORDER)] = Field(
-        4, description="longest context of the STAND table, in tokens"
+        6, description="longest context of the STAND table, in tokens"
     )
     table_mib: Annotated[int, Field(ge=1, le=1 << 20)] = Field(
         256, description="memory of the STAND table, in MiB"
     )
+    entries: Annotated[int, Field(ge=1, le=MAX_ENTRIES)] = Field(
+        10, description="tokens that the STAND table keeps of each context's law"
+    )
     decay: Annotated[float, Field(gt=0, le=1)] = Field(
-        0.7, description="factor on a context's count before each visit"
+        0.5, description="factor on a context's count before each visit"
     )
     count_cap: Annotated[float, Field(ge=0)] | None = Field(
         None, description="upper bound on a context's count, so that old text fades"
+    )
+    emitted_weight: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(
+        0.7, description="extra weight of the token that a row emitted, times 1 - temperature"
     )
     prompt_visits: bool = Field(True, description="whether prompts enter the STAND table")
     min_survival: Annotated[float, Field(ge=0, lt=1)] = Field(

@@ -33,6 +33,7 @@ class Proposer:
             ),
             rule=self.options.rule,
             order=self.options.order,
+            entries=self.options.entries,
             draft_length=speculative.num_speculative_tokens,
             max_model_len=vllm_config.model_config.max_model_len,
         )
@@ -69,8 +70,10 @@ class Stand(Proposer):
         table = StandTable(
             order=options.order,
             budget_bytes=options.table_mib * 2**20,
+            entries=options.entries,
             decay=options.decay,
             count_cap=cap,
+            emitted_weight=options.emitted_weight,
         )
         return StandDrafter(
             table,

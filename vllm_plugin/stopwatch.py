@@ -98,6 +98,7 @@ def install_if_asked() -> None:
     watch = Stopwatch(Path(file))
     parts: tuple[tuple[str, type[Any], str], ...] = (
         ("bookkeeping", V1Adapter, "_requests"),
+        ("learn", V1Adapter, "_laws"),
         ("learn", V1Adapter, "_learn"),
         ("verify", Verifier, "verify"),
         (STOCK, Verifier, "_process"),

@@ -1,7 +1,7 @@
-"""The table's view of a target row: its ten most probable tokens at temperature 1.
+"""The table's view of a target row: its most probable tokens (ten by default) at temperature 1.
 
 Runs over every sampled row of every step, so it reads the vocabulary twice at memory speed: once
-for the maxima of columns of 64 logits (which say where the top ten can be), once for the
+for the maxima of columns of 64 logits (which say where they can be), once for the
 normaliser. The result feeds drafts only; its last digits cannot bend the output law.
 """
 
@@ -85,7 +85,7 @@ def _top_entries(logits: Any, rows: Any, ids: Any, probabilities: Any) -> Any:
     for r in range(rows.shape[0]):
         row = logits[rows[r]]
         _column_maxima(row, maxima)
-        # The top ten tokens stand in the ten columns of highest maxima (ties are free to choose).
+        # The top tokens stand in as many columns of highest maxima (ties are free to choose).
         found = 0
         for j in range(width):
             if maxima[j] > -np.inf and (found < entries or maxima[j] > best[entries - 1]):
@@ -105,20 +105,20 @@ def _top_entries(logits: Any, rows: Any, ids: Any, probabilities: Any) -> Any:
 
 
 def top_entries(
-    logits: torch.Tensor, rows: NDArray[np.int64]
+    logits: torch.Tensor, rows: NDArray[np.int64], entries: int = ENTRIES
 ) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
-    """The ``ENTRIES`` most probable tokens of some rows of ``softmax(logits)``.
+    """The ``entries`` most probable tokens of some rows of ``softmax(logits)``.
 
-    logits (N, V) float32, -inf allowed; rows (R,) int64. Returns ids (R, ENTRIES) int32, most
-    probable first and padded with -1, and probabilities (R, ENTRIES) float32.
+    logits (N, V) float32, -inf allowed; rows (R,) int64. Returns ids (R, E) int32, most probable
+    first and padded with -1, and probabilities (R, E) float32.
     """
-    ids = np.empty((rows.shape[0], ENTRIES), np.int32)
-    probabilities = np.empty((rows.shape[0], ENTRIES), np.float32)
+    ids = np.empty((rows.shape[0], entries), np.int32)
+    probabilities = np.empty((rows.shape[0], entries), np.float32)
     if logits.device.type == "cpu":
         _top_entries(logits.contiguous().numpy(), rows, ids, probabilities)
         return ids, probabilities
     picked = logits[torch.from_numpy(rows).to(logits.device)]
-    count = min(ENTRIES, picked.shape[1])
+    count = min(entries, picked.shape[1])
     values, indices = picked.topk(count, dim=-1)
     law = (values - picked.logsumexp(dim=-1, keepdim=True)).exp()
     ids[:, :count] = torch.where(law > 0, indices, -1).cpu().numpy()

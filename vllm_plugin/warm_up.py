@@ -17,7 +17,9 @@ def warm_up(drafter: Drafter) -> None:
     drafter.start(0, text[0])
     ids, probabilities = top_entries(torch.zeros((2, 128)), np.arange(2))
     ends = np.array([3, 4], np.int64)
-    drafter.observe(VerifiedRows(text[0], np.zeros(2, np.int64), ends, ids, probabilities))
+    begins, emitted = np.zeros(2, np.int64), np.array([1, -1], np.int32)
+    rows = VerifiedRows(text[0], begins, ends, ids, probabilities, emitted, np.zeros(2))
+    drafter.observe(rows)
     for key in (0, request_key(0)):
         drafter.draft(
             DraftRequests(

@@ -11,14 +11,16 @@ from numpy.typing import NDArray
 
 from proposers.batch import VerifiedRows
 from proposers.table import (
-    BYTES_PER_SLOT,
     ENTRIES,
-    LEAST_BYTES,
+    MAX_ENTRIES,
     MAX_ORDER,
     StandTable,
+    bytes_per_slot,
     context_keys,
+    least_bytes,
 )
 
+LEAST_BYTES = least_bytes(ENTRIES)
 ONE = np.float32(1)
 Text = NDArray[np.int32]
 Context = tuple[int, ...]
@@ -28,8 +30,11 @@ SETTINGS = settings(max_examples=60, deadline=None)
 class Reference:
     """A table of unbounded memory: context -> (visits, [(token, probability), ...])."""
 
-    def __init__(self, order: int, decay: float, cap: float) -> None:
+    def __init__(
+        self, order: int, decay: float, cap: float, kept: int = ENTRIES, emitted: float = 0.0
+    ) -> None:
         self.order, self.decay, self.cap = order, np.float32(decay), np.float32(cap)
+        self.kept, self.emitted = kept, emitted
         self.entries: dict[Context, tuple[np.float32, list[tuple[int, np.float32]]]] = {}
 
     def visit(self, context: Context, law: list[tuple[int, np.float32]]) -> None:
@@ -39,7 +44,7 @@ class Reference:
         merged = {token: c * weight * p for token, p in mean}
         for token, p in law:
             merged[token] = merged.get(token, np.float32(0)) + weight * p
-        top = sorted(merged.items(), key=lambda entry: -entry[1])[:ENTRIES]
+        top = sorted(merged.items(), key=lambda entry: -entry[1])[: self.kept]
         self.entries[context] = c + ONE, top
 
     def contexts(self, text: Text) -> list[Context]:
@@ -49,6 +54,12 @@ class Reference:
         for r in range(rows.ends.size):
             filled = rows.ids[r] >= 0
             law = list(zip(rows.ids[r][filled], rows.probabilities[r][filled], strict=True))
+            law = law[: self.kept]
+            if rows.emitted.size and rows.emitted[r] >= 0:
+                w = np.float32(self.emitted * max(0.0, 1 - rows.temperatures[r]))
+                mean = dict(law)
+                mean[rows.emitted[r]] = mean.get(rows.emitted[r], np.float32(0)) + w
+                law = [(x, p * (ONE / (ONE + w))) for x, p in mean.items() if w or x in dict(law)]
             for context in self.contexts(rows.tokens[rows.begins[r] : rows.ends[r]]):
                 self.visit(context, law)
 
@@ -79,7 +90,12 @@ def random_rows(rng: np.random.Generator, vocabulary: int) -> VerifiedRows:
         law = np.sort(rng.dirichlet(np.full(vocabulary, 0.5)))[::-1][:n]
         ids[r, :n] = rng.permutation(vocabulary)[:n]
         probabilities[r, :n] = law
-    return VerifiedRows(tokens, begins, begins + rng.integers(0, 7, count), ids, probabilities)
+    ends = begins + rng.integers(0, 7, count)
+    if rng.random() < 0.3:
+        return VerifiedRows(tokens, begins, ends, ids, probabilities)
+    emitted = rng.integers(-1, vocabulary, count).astype(np.int32)
+    temperatures = rng.choice([0.0, 0.7, 1.0, 1.5], count)
+    return VerifiedRows(tokens, begins, ends, ids, probabilities, emitted, temperatures)
 
 
 def assert_same(table: StandTable, reference: Reference, text: Text) -> None:
@@ -97,17 +113,33 @@ PARAMETERS = {
     "vocabulary": st.integers(2, 40),
     "decay": st.sampled_from([1.0, 0.7, 0.01]),
     "cap": st.sampled_from([float("inf"), 3.0, 0.5, 0.0]),
+    "kept": st.sampled_from([1, 4, ENTRIES, MAX_ENTRIES]),
+    "emitted": st.sampled_from([0.0, 0.7, 3.0]),
 }
 
 
 @SETTINGS
 @given(**PARAMETERS, prompts=st.booleans())
 def test_means_counts_and_back_off_equal_the_reference(
-    seed: int, order: int, vocabulary: int, decay: float, cap: float, prompts: bool
+    seed: int,
+    order: int,
+    vocabulary: int,
+    decay: float,
+    cap: float,
+    kept: int,
+    emitted: float,
+    prompts: bool,
 ) -> None:
     rng = np.random.default_rng(seed)
-    table = StandTable(order=order, budget_bytes=4 * 2**20, decay=decay, count_cap=cap)
-    reference = Reference(order, decay, cap)
+    table = StandTable(
+        order=order,
+        budget_bytes=4 * 2**20,
+        entries=kept,
+        decay=decay,
+        count_cap=cap,
+        emitted_weight=emitted,
+    )
+    reference = Reference(order, decay, cap, kept, emitted)
     for _ in range(6):
         rows = random_rows(rng, vocabulary)
         if prompts and rng.random() < 0.5:
@@ -140,6 +172,28 @@ def test_plain_mean_of_two_laws_by_hand() -> None:
     np.testing.assert_allclose(found[1], [0.45, 0.3, 0.15], rtol=1e-6)
     assert found[2:] == (2.0, 1)
     assert table.arrays.kept.max() == pytest.approx(0.9)
+
+
+def test_an_emitted_token_weighs_the_more_the_colder_its_text() -> None:
+    """(law + w (1 - T) onehot(y)) / (1 + w (1 - T)): by hand at T = 0, nothing at T = 1."""
+    law = np.array([5, 6, -1], np.int32), np.array([0.6, 0.4, 0], np.float32)
+    for token, temperature, expected in [
+        (6, 0.0, {5: 0.3, 6: 0.7}),
+        (7, 0.5, {5: 0.4, 6: 0.4 / 1.5, 7: 0.5 / 1.5}),
+        (7, 1.0, {5: 0.6, 6: 0.4}),
+        (7, 2.0, {5: 0.6, 6: 0.4}),
+        (-1, 0.0, {5: 0.6, 6: 0.4}),
+    ]:
+        table = StandTable(order=1, budget_bytes=LEAST_BYTES, emitted_weight=1.0)
+        row = one_row((3,), *law)
+        emitted = np.array([token], np.int32), np.array([temperature])
+        table.observe(
+            VerifiedRows(row.tokens, row.begins, row.ends, *(a[None] for a in law), *emitted)
+        )
+        found = table.look_up(np.array([3], np.int32))
+        assert found is not None
+        got = dict(zip(found[0].tolist(), found[1].tolist(), strict=True))
+        assert got == pytest.approx(expected)
 
 
 def one_row(context: Context, ids: Text, law: NDArray[np.float32]) -> VerifiedRows:
@@ -204,7 +258,9 @@ def test_memory_never_grows_and_stays_within_the_budget(budget: int, seed: int) 
     capacity = table.capacity
     assert capacity & (capacity - 1) == 0
     assert table.nbytes <= budget
-    assert 2 * capacity * BYTES_PER_SLOT > budget - 24 or capacity == 8  # the largest that fits
+    assert (
+        2 * capacity * bytes_per_slot(ENTRIES) > budget - 24 or capacity == 8
+    )  # the largest that fits
     before = [(array.ctypes.data, array.nbytes) for array in table.arrays]
     rng = np.random.default_rng(seed)
     table.observe_text(rng.integers(0, 50_000, 2_000).astype(np.int32))
@@ -250,6 +306,10 @@ def test_a_text_without_a_next_token_teaches_nothing(length: int) -> None:
     [
         (lambda: StandTable(order=0), "order is 0"),
         (lambda: StandTable(order=MAX_ORDER + 1), f"order is {MAX_ORDER + 1}"),
+        (lambda: StandTable(entries=0), "entries is 0"),
+        (lambda: StandTable(entries=MAX_ENTRIES + 1), f"entries is {MAX_ENTRIES + 1}"),
+        (lambda: StandTable(emitted_weight=-0.1), "emitted_weight is -0.1"),
+        (lambda: StandTable(emitted_weight=float("nan")), "emitted_weight is nan"),
         (lambda: StandTable(decay=0.0), "decay is 0.0"),
         (lambda: StandTable(decay=1.5), "decay is 1.5"),
         (lambda: StandTable(decay=float("nan")), "decay is nan"),

@@ -8,6 +8,7 @@ from proposers import table
 from vllm_plugin.backends import CHAIN_RULES
 from vllm_plugin.config import (
     MAX_DRAFT_LENGTH,
+    MAX_ENTRIES,
     MAX_ORDER,
     ConfigurationError,
     Options,
@@ -36,10 +37,11 @@ def test_what_is_given_is_taken() -> None:
 
 
 def test_limits_repeated_here_are_those_of_their_owners() -> None:
-    """config.py must not import numba (its comment says why), so it repeats the table's limit."""
+    """config.py must not import numba (its comment says why), so it repeats the table's limits."""
     from vllm.v1.sample.rejection_sampler import MAX_SPEC_LEN
 
     assert MAX_ORDER == table.MAX_ORDER
+    assert MAX_ENTRIES == table.MAX_ENTRIES
     assert MAX_DRAFT_LENGTH == MAX_SPEC_LEN
 
 
@@ -51,6 +53,7 @@ def test_an_unknown_key_is_named_beside_the_known_ones() -> None:
 
 BOUNDS = [
     ("order", 1, MAX_ORDER, 1),
+    ("entries", 1, MAX_ENTRIES, 1),
     ("table_mib", 1, 2**20, 1),
     ("decay", 1e-9, 1, 1e-9),
     ("longest_match", 1, 64, 1),
@@ -73,10 +76,11 @@ def test_bounds_are_inclusive_and_kept(key: str, low: float, high: float, step: 
         assert f"specproof.{key} is {value!r}" in text
 
 
+@pytest.mark.parametrize("key", ["count_cap", "emitted_weight", "interpolation"])
 @pytest.mark.parametrize("value", [-1, -1e-9, float("nan")])
-def test_a_count_cap_is_not_negative(value: float) -> None:
-    assert "specproof.count_cap is" in sentence({"count_cap": value})
-    assert read_options({"specproof": {"count_cap": 0}}).count_cap == 0
+def test_weights_and_caps_are_not_negative(key: str, value: float) -> None:
+    assert f"specproof.{key} is" in sentence({key: value})
+    assert getattr(read_options({"specproof": {key: 0}}), key) == 0
 
 
 @pytest.mark.parametrize(
