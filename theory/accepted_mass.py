@@ -68,12 +68,10 @@ def accepted_mass(
         ]
         return np.stack(each, axis=-1)
     if rule == "match":
-        mass = target * inclusion(draft, k, drafts=chosen)
-    else:
-        mass = _RULES[rule](target, draft, k)
-    if tokens is None:
-        return mass
-    return np.take_along_axis(mass, np.asarray(tokens)[..., None], axis=-1)[..., 0]
+        chance = inclusion(draft, k, drafts=chosen, tokens=tokens)
+        return (target if tokens is None else _of(target, tokens)) * chance
+    mass = _RULES[rule](target, draft, k)
+    return mass if tokens is None else _of(mass, tokens)
 
 
 def accepted_survivors(p: ArrayLike, q: ArrayLike, k: int, tokens: Ints, *, rule: Rule) -> Floats:
@@ -93,18 +91,17 @@ def accepted_survivors(p: ArrayLike, q: ArrayLike, k: int, tokens: Ints, *, rule
     check_candidates(k)
     if rule not in ("kseq", "rrs", "match"):
         raise ValueError(f"rule must be one of kseq, rrs, match; got {rule!r}")
-    at = np.asarray(tokens)[..., None]
-    b = np.take_along_axis(draft, at, axis=-1)[..., 0]
+    b = _of(draft, tokens)
     found = np.zeros((*target.shape[:-1], k + 1))
     if rule == "match":
-        own = np.take_along_axis(target, at, axis=-1)[..., 0]
+        own = _of(target, tokens)
         for c in range(1, k + 1):
             found[..., c] = own * comb(k, c) * b**c * (1 - b) ** (k - c)
         return found[..., 1:]
     before = np.zeros_like(found)  # of the refused, by how many of them are y
     before[..., 0] = 1.0
     for j, kept in enumerate(_offers(target, draft, k, rule)):
-        own = np.take_along_axis(kept, at, axis=-1)[..., 0]  # b a_j
+        own = _of(kept, tokens)  # b a_j
         again = np.maximum(b - own, 0.0)  # b (1 - a_j)
         others = np.maximum(1 - kept.sum(axis=-1) - again, 0.0)
         free = k - 1 - j
@@ -117,31 +114,48 @@ def accepted_survivors(p: ArrayLike, q: ArrayLike, k: int, tokens: Ints, *, rule
     return found[..., 1:]
 
 
-def inclusion(q: ArrayLike, k: int, *, drafts: Drafts) -> Floats:
-    """P(y is among the k candidates), shape (..., V).
+def inclusion(q: ArrayLike, k: int, *, drafts: Drafts, tokens: Ints | None = None) -> Floats:
+    """P(y is among the k candidates), shape (..., V), or (...) for given tokens.
 
     iid: 1-(1-q)^k. Without replacement: one minus P(all candidates lie in the other tokens). The
     k-1 most probable tokens of top_plus_one are certain, the others have q~.
     """
     draft, _ = as_pair(q, q)
     check_candidates(k, draft if drafts != "iid" else None)
+    if drafts == "without_replacement":
+        size = draft.shape[-1]
+        wanted = np.arange(size) if tokens is None else np.asarray(tokens)[..., None]
+        at = np.broadcast_to(wanted, (*draft.shape[:-1], np.shape(wanted)[-1]))
+        found = [
+            [_included(law, k, int(y)) for y in row]
+            for law, row in zip(draft.reshape(-1, size), at.reshape(-1, at.shape[-1]), strict=True)
+        ]
+        each = np.array(found, np.float64).reshape(at.shape)
+        return each if tokens is None else each[..., 0]
     if drafts == "iid":
         with np.errstate(divide="ignore"):
-            return np.asarray(-np.expm1(k * np.log1p(-np.minimum(draft, 1.0))))
-    rows = draft.reshape(-1, draft.shape[-1])
-    if drafts == "top_plus_one":
+            chance = np.asarray(-np.expm1(k * np.log1p(-np.minimum(draft, 1.0))))
+    else:
+        rows = draft.reshape(-1, draft.shape[-1])
         top = top_tokens(rows, k - 1)
-        return np.where(top, 1.0, _of_the_rest(rows, top)).reshape(draft.shape)
-    found = np.zeros(rows.shape)
-    for row, law in zip(found, rows, strict=True):
-        support = np.flatnonzero(law)
-        if support.size == k:
-            row[support] = 1.0
-            continue
-        for y in support:
-            others = law[support[support != y]]
-            row[y] = 1 - prefix_probabilities(np.append(others, law[y]), k)[-2]
-    return found.reshape(draft.shape)
+        chance = np.where(top, 1.0, _of_the_rest(rows, top)).reshape(draft.shape)
+    return chance if tokens is None else _of(chance, tokens)
+
+
+def _included(q: Floats, k: int, y: int) -> float:
+    """P(y is among k draws without replacement), for one law of shape (V,)."""
+    if q[y] <= 0:
+        return 0.0
+    others = np.delete(q, y)
+    others = others[others > 0]
+    if others.size < k:
+        return 1.0
+    return float(1 - prefix_probabilities(np.append(others, q[y]), k)[-2])
+
+
+def _of(values: Floats, tokens: Ints) -> Floats:
+    """The values of one token a row."""
+    return np.take_along_axis(values, np.asarray(tokens)[..., None], axis=-1)[..., 0]
 
 
 def check_drafts(rule: Rule, drafts: Drafts | None = None) -> Drafts:

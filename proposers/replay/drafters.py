@@ -54,6 +54,7 @@ def _stand(options: Options, draft_length: int, seed: int) -> Drafter:
         seed=seed,
         prompt_visits=options["prompt_visits"],
         min_survival=options["min_survival"],
+        interpolation=options["interpolation"],
     )
 
 
@@ -100,6 +101,7 @@ DRAFTERS: dict[str, Kind] = {
             "count_cap": None,
             "prompt_visits": True,
             "min_survival": 0.05,
+            "interpolation": 1.0,
         },
         "vllm_plugin.Stand",
     ),

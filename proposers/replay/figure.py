@@ -26,18 +26,8 @@ def draw(path: Path, lines: Sequence[Line], origins: Origins | None = None) -> N
     )  # fmt: skip
     _efficiency(axes[0, 0], lines)
     if origins is not None:
-        orders = by_order(origins)
-        _bars(
-            axes[0, 1], "matched order", [str(o) for o, _, _ in orders],
-            [a for _, a, _ in orders], [n for _, _, n in orders],
-        )  # fmt: skip
-        counts = by_count(origins)
-        _bars(
-            axes[0, 2], "visits of the context",
-            [f"{low:.2g}" if low == high else f"{low:.2g}–{high:.2g}" for low, high, _, _ in counts],
-            [a for _, _, a, _ in counts], [n for *_, n in counts],
-        )  # fmt: skip
-        axes[0, 1].set_ylabel("acceptance of STAND's first draft")
+        _by_order(axes[0, 1], origins)
+        _by_count(axes[0, 2], origins)
     save_picture(figure, path)
     pyplot.close(figure)
 
@@ -79,11 +69,22 @@ def _name(line: Line, several: bool) -> str:
     )
 
 
-def _bars(
-    axes: Any, label: str, names: list[str], heights: list[float], positions: list[int]
-) -> None:
+def _by_order(axes: Any, found: Origins) -> None:
     """Bars with the number of positions on each."""
-    drawn = axes.bar(names, heights, color="C0")
-    axes.bar_label(drawn, labels=[f"{n:,}" for n in positions], fontsize="x-small")
-    axes.set(xlabel=label, ylim=(0, 1.05))
-    axes.tick_params(axis="x", labelsize="small")
+    orders = by_order(found)
+    drawn = axes.bar([order for order, _, _ in orders], [mean for _, mean, _ in orders])
+    axes.bar_label(drawn, labels=[f"{n:,}" for _, _, n in orders], fontsize="x-small")
+    axes.set(xlabel="matched order", ylabel="acceptance of STAND's first draft", ylim=(0, 1.05))
+    axes.set_xticks([order for order, _, _ in orders])
+
+
+def _by_count(axes: Any, found: Origins) -> None:
+    """A line for each order: a long context that was seen once is not yet a sure one."""
+    for order, _, _ in by_order(found):
+        groups = by_count(found, order)
+        axes.plot(
+            [count for count, _, _ in groups], [mean for _, mean, _ in groups],
+            marker="o", label=f"order {order}",
+        )  # fmt: skip
+    axes.set(xlabel="visits of the context, after decay", ylim=(0, 1.05))
+    axes.legend(fontsize="small")

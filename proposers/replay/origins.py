@@ -84,17 +84,18 @@ def by_order(found: Origins) -> list[tuple[int, float, int]]:
     ]
 
 
-def by_count(found: Origins, groups: int = 6) -> list[tuple[float, float, float, int]]:
-    """(least count, largest count, mean acceptance, positions) of groups of about equal size."""
-    drafted = np.flatnonzero(found.orders > 0)
-    ranked = drafted[np.argsort(found.counts[drafted], kind="stable")]
-    counts = found.counts[ranked]
-    edges = np.searchsorted(counts, np.unique(counts[:: max(1, ranked.size // groups)]))
-    result = []
-    for begin, end in zip(edges, np.append(edges[1:], ranked.size), strict=True):
-        rows = ranked[begin:end]
-        if rows.size:
-            held = found.counts[rows]
-            mean = float(found.acceptance[rows].mean())
-            result.append((float(held.min()), float(held.max()), mean, int(rows.size)))
-    return result
+def by_count(found: Origins, order: int, groups: int = 6) -> list[tuple[float, float, int]]:
+    """(mean count, mean acceptance, positions) of an order's positions in groups of rising count.
+
+    Equal counts stay together, so there are fewer groups where few counts occur.
+    """
+    rows = np.flatnonzero(found.orders == order)
+    if not rows.size:
+        return []
+    counts = np.round(found.counts[rows], 3)
+    edges = np.unique(np.sort(counts)[:: max(1, rows.size // groups)])
+    group = np.searchsorted(edges, counts, side="right")
+    return [
+        (float(counts[here].mean()), float(found.acceptance[rows[here]].mean()), int(here.sum()))
+        for here in (group == g for g in np.unique(group))
+    ]

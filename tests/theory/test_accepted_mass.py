@@ -95,6 +95,8 @@ def test_inclusion_is_the_enumerated_chance_and_what_match_accepts(drafts, pair,
         expected[list(set(drawn))] += float(chance)
     floats = np.array(p, dtype=np.float64), np.array(q, dtype=np.float64)
     assert np.abs(inclusion(floats[1], k, drafts=drafts) - expected).max() <= 1e-9
+    each = [inclusion(floats[1], k, drafts=drafts, tokens=np.array(y)) for y in range(len(q))]
+    assert np.abs(np.array(each) - expected).max() <= 1e-9
     mass = accepted_mass(*floats, k, rule="match", drafts=drafts)
     assert np.abs(mass - floats[0] * expected).max() <= 1e-9
 
