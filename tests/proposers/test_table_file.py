@@ -1,6 +1,5 @@
 """Table files: what is saved is what is loaded, whatever happens to the file or to its writer."""
 
-import itertools
 import os
 import random
 import signal
@@ -19,7 +18,7 @@ from filelock import FileLock
 
 from proposers import StandTable, table_file, table_store
 from proposers.table_file import Contexts, Identity, TableFileError, TableReader
-from tests.proposers.batches import rows
+from tests.proposers.batches import verified
 
 VOCABULARY = 1000
 IDENTITY = Identity(order=3, entries=4, vocabulary=VOCABULARY, tokenizer="a" * 64)
@@ -41,7 +40,9 @@ def taught(slots: int = 256, seed: int = 0, texts: int = 30) -> StandTable:
         made.observe_text(text)
         ids = generator.permutation(VOCABULARY)[:4]
         law = np.sort(generator.dirichlet(np.ones(4)))[::-1]
-        made.observe(rows([(text, ids, law)]))
+        made.observe(
+            verified([text.tolist()], [dict(zip(ids.tolist(), law.tolist(), strict=True))])
+        )
     return made
 
 
@@ -103,7 +104,7 @@ def test_a_loaded_table_goes_on_learning(saved: Path) -> None:
     table_store.load(target, saved, IDENTITY)
     before = int(target.arrays.clock[0])
     text = np.array([1, 2, 3, 4], np.int32)
-    target.observe(rows([(text, [7], [1.0])]))
+    target.observe(verified([text.tolist()], [{7: 1.0}]))
     assert target.arrays.clock[0] == before + 1
     assert target.arrays.used.max() == before + 1
     assert target.live == int((target.arrays.keys != 0).sum())
@@ -200,7 +201,7 @@ def test_an_unknown_tokenizer_leaves_the_vocabulary_to_compare(
 
 def test_every_lost_byte_and_every_flipped_bit_is_found(tmp_path: Path) -> None:
     path = tmp_path / "t"
-    table_store.save(taught(16, texts=1), path, IDENTITY)
+    table_file.write(path, IDENTITY, [one(), one()])
     whole = path.read_bytes()
     generator = random.Random(0)
     for length in range(len(whole)):
@@ -394,33 +395,43 @@ def test_two_servers_with_one_path_never_corrupt_it(tmp_path: Path) -> None:
     assert {1, 2} == set().union(*seen)
 
 
-def test_a_table_is_saved_while_it_learns(tmp_path: Path) -> None:
-    """Every context of the file is one that the table held at some moment, never half of two.
+def test_a_table_is_copied_while_it_learns(tmp_path: Path) -> None:
+    """Every context copied is one that the table held at some moment, never half of two.
 
-    Each visit gives one context of one token a law by which all its fields can be told.
+    With a cap of 0 each visit replaces the law; which one it was, ids and masses tell alike.
+    Without the lock some 2,000 of the contexts copied here are half of two (2 cores).
     """
-    path, held, stop = tmp_path / "t", table(1 << 12), threading.Event()
-    visits = itertools.count()
+    held = StandTable(
+        order=1, entries=4, budget_bytes=(1 << 14) * 52 + 24, count_cap=0, emitted_weight=0
+    )
+
+    def law(turn: int) -> dict[int, float]:
+        return {turn: 0.5 + turn / 100, turn + 1: 0.4 - turn / 100}
+
+    texts = [[x] for x in range(4000)]
+    batches = [verified(texts, [law(turn)] * len(texts)) for turn in range(20)]
+    stop, visits = threading.Event(), 0
 
     def learn() -> None:
+        nonlocal visits
         while not stop.is_set():
-            turn = next(visits)
-            text = np.array([turn % 500], np.int32)
-            first = turn % 900
-            held.observe(rows([(text, np.arange(first, first + 4), np.full(4, 0.25))]))
-            held.arrays.counts[:] = 0  # the next visit replaces the law instead of mixing it
+            held.observe(batches[visits % 20])
+            visits += 1
 
+    held.observe(batches[0])
     thread = threading.Thread(target=learn)
     thread.start()
+    seen: set[int] = set()
     try:
-        for _ in range(20):
-            while next(visits) < 1000:
-                time.sleep(0.01)
-            table_store.save(held, path, replace(IDENTITY))
-            with TableReader(path) as reader:
-                for block in reader.blocks():
-                    assert (np.diff(block.ids, axis=1) == 1).all()
-                    assert np.allclose(block.kept, 1)
+        for _ in range(200):
+            for block in table_store.live_blocks(held):
+                turns = block.ids[:, 0]
+                assert (block.ids[:, 1] == turns + 1).all()
+                assert np.allclose(block.probabilities[:, 0], 0.5 + turns / 100)
+                seen |= set(turns.tolist())
+        path, identity = tmp_path / "t", replace(IDENTITY, order=1)
+        assert table_store.save(held, path, identity) == held.live > 3900
     finally:
         stop.set()
         thread.join()
+    assert len(seen) >= 10  # it did learn meanwhile
