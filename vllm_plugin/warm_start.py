@@ -44,14 +44,16 @@ def identity(model_config: Any, options: Options) -> Identity:
     The tokenizer is vLLM's cached one; with ``skip_tokenizer_init`` there is none, and only the
     number of tokens is left to compare.
     """
-    from vllm.tokenizers.registry import cached_tokenizer_from_config
+    tokenizer = ""
+    if not model_config.skip_tokenizer_init:
+        from vllm.tokenizers.registry import cached_tokenizer_from_config
 
-    tokenizer = cached_tokenizer_from_config(model_config)
+        tokenizer = fingerprint(cached_tokenizer_from_config(model_config).get_vocab())
     return Identity(
         order=options.order,
         entries=options.entries,
         vocabulary=model_config.get_vocab_size(),
-        tokenizer="" if tokenizer is None else fingerprint(tokenizer.get_vocab()),
+        tokenizer=tokenizer,
     )
 
 

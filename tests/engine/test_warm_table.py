@@ -70,6 +70,7 @@ def test_a_server_saves_its_table_and_the_next_engine_drafts_from_its_first_step
     options = OPTIONS | {"table_path": str(path), "table_save_minutes": 0.5 / 60}
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(ROOT))
+        patch.setenv("VLLM_LOGGING_LEVEL", "INFO")
         served = ServerOptions(
             model=str(model),
             speculative_config=plugin_speculation(4),
