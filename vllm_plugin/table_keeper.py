@@ -17,7 +17,7 @@ from typing import Any
 
 from proposers import StandTable
 from proposers.table_file import Identity, TableFileError
-from proposers.table_store import load, save
+from proposers.table_store import BREATH, load, save
 from vllm_plugin import __version__, hooks, metrics, warm_start
 from vllm_plugin.config import ConfigurationError, Options
 
@@ -74,7 +74,7 @@ class TableKeeper:
             )
             self._thread.start()
 
-    def save(self, patience: float = 0.0) -> bool:
+    def save(self, *, patience: float = 0.0, breath: float = BREATH) -> bool:
         """Save the table if it learned anything since the last time; says whether it was saved.
 
         What goes wrong is logged and counted, and leaves the old file: an engine does not end for
@@ -88,8 +88,9 @@ class TableKeeper:
             began = time.perf_counter()
             try:
                 contexts = save(
-                    self.table, self.path, self.identity, about=about, patience=patience
-                )
+                    self.table, self.path, self.identity,
+                    about=about, patience=patience, breath=breath,
+                )  # fmt: skip
             except (OSError, TableFileError) as error:
                 metrics.log().warning("specproof: table not saved to %s: %s", self.path, error)
                 metrics.count("table_saves", "failed")
@@ -106,7 +107,7 @@ class TableKeeper:
         """Save for the last time; safe to repeat."""
         if not self._ending.is_set():
             self._ending.set()
-            self.save(_LAST_PATIENCE)
+            self.save(patience=_LAST_PATIENCE, breath=0.0)
 
     def _ticks(self) -> int:
         return int(self.table.arrays.clock[0])

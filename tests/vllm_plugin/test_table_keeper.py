@@ -86,6 +86,7 @@ def test_saved_now_and_then_but_only_what_is_new(tmp_path: Path) -> None:
             while not path.exists() or table_file.check(path, IDENTITY) < token - 4:
                 assert time.monotonic() < until
                 time.sleep(0.005)
+        time.sleep(0.1)  # the file is there a moment before it is counted
         number = saves()["saved"]
         time.sleep(0.2)
         assert saves() == {"saved": number}
