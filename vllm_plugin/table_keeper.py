@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from proposers import StandTable
+from proposers import StandDrafter, StandTable
 from proposers.table_file import Identity, TableFileError
 from proposers.table_store import BREATH, load, save
 from vllm_plugin import __version__, hooks, metrics, warm_start
@@ -131,8 +131,9 @@ def keep(drafter: Any, options: Options, vllm_config: Any) -> TableKeeper | None
     path = warm_start.table_path(options)
     if path is None:
         return None
-    table = getattr(drafter, "table", None)
-    if not isinstance(table, StandTable):
+    drafters = (drafter, *getattr(drafter, "members", ()))
+    table = next((d.table for d in drafters if isinstance(d, StandDrafter)), None)
+    if table is None:
         raise ConfigurationError(f"table_path is {path}, but this drafter keeps no STAND table")
     keeper = TableKeeper(
         table,

@@ -22,7 +22,6 @@ from proposers.table_file import Identity, TableFileError
 from vllm_plugin import hooks
 from vllm_plugin.config import SECTION, ConfigurationError, Options
 
-WITH_TABLE = ("vllm_plugin.Stand",)
 GRACE_SECONDS = 15.0  # 256 MiB take half a second; a busy disk may take its time
 _KEY = f"--additional-config: {SECTION}.table_path"
 
@@ -61,10 +60,11 @@ def refuse_without_table(proposer: str, options: Options) -> None:
     """Refuse a path that nothing would be read from or written to."""
     if options.table_path is None:
         return
-    if proposer not in WITH_TABLE:
+    chooses = proposer == "vllm_plugin.Chooser" and "stand" in options.members
+    if proposer != "vllm_plugin.Stand" and not chooses:
         raise ConfigurationError(
-            f"{_KEY} has no effect with {proposer}, which keeps no STAND table; "
-            f"drop it or name {' or '.join(WITH_TABLE)}"
+            f"{_KEY} has no effect with {proposer}, which keeps no STAND table here; "
+            "drop it or name vllm_plugin.Stand, or vllm_plugin.Chooser with 'stand' among members"
         )
     wrong = next((found for hook in hooks.TABLES if (found := hooks.problem(hook))), None)
     if wrong:

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from filelock import FileLock
 
-from proposers import StandTable, table_file
-from proposers.table_file import Identity
+from proposers import ChooserDrafter, PromptLookupDrafter, StandDrafter, StandTable, table_file
+from proposers.table_file import Identity, TableReader
 from tests.proposers.batches import verified
 from vllm_plugin import metrics, table_keeper
 from vllm_plugin.config import ConfigurationError, Options
@@ -172,6 +172,30 @@ def test_the_engine_core_saves_when_its_loop_ends_and_not_before(tmp_path: Path)
     assert not path.exists()
     assert handle(SimpleNamespace(goes_on=False)) is False
     assert path.exists()
+
+
+@pytest.mark.parametrize("chooses", [False, True])
+def test_the_table_of_a_drafter_or_of_a_member_is_kept(
+    tmp_path: Path, chooses: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(table_keeper.hooks, "install", lambda hook, make: None)
+    path = tmp_path / "t"
+    drafter: Any = StandDrafter(table(), draft_length=2)
+    if chooses:
+        members = {"prompt_lookup": PromptLookupDrafter(draft_length=2), "stand": drafter}
+        chooser = ChooserDrafter(members, draft_length=2)
+    model = SimpleNamespace(skip_tokenizer_init=True, get_vocab_size=lambda: 64, model="m")
+    kept = table_keeper.keep(
+        chooser if chooses else drafter,
+        Options(table_path=str(path), table_save_minutes=0, order=2, entries=4),
+        SimpleNamespace(model_config=model),
+    )
+    assert kept is not None
+    assert kept.table is drafter.table
+    teach(kept)
+    kept.close()
+    with TableReader(path, IDENTITY) as reader:
+        assert reader.about["model"] == "m"
 
 
 def test_a_drafter_without_a_table_has_no_keeper(tmp_path: Path) -> None:

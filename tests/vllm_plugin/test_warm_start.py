@@ -153,10 +153,15 @@ def test_minutes_that_are_none(minutes: object) -> None:
 
 
 def test_a_proposer_without_a_table_is_refused_one() -> None:
-    options = {"specproof": {"table_path": "/tmp/t"}}
+    options: dict[str, dict[str, object]] = {"specproof": {"table_path": "/tmp/t"}}
     with pytest.raises(ConfigurationError, match="no effect with vllm_plugin"):
         guard.check("org/name", OURS | {"model": "vllm_plugin.PromptLookup"}, options)
     assert guard.check("org/name", OURS, options) is True
+    chooser = OURS | {"model": "vllm_plugin.Chooser"}
+    assert guard.check("org/name", chooser, options) is True
+    options["specproof"] |= {"members": ["prompt_lookup"]}
+    with pytest.raises(ConfigurationError, match="'stand' among members"):
+        guard.check("org/name", chooser, options)
 
 
 def test_a_vllm_with_other_seams_serves_without_a_table_only(
