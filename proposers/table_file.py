@@ -16,11 +16,8 @@ may not have loaded it (``vllm_plugin/config.py`` says why).
 """
 
 import contextlib
-import io
 import json
-import os
 import struct
-import tempfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -28,8 +25,9 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, Self
 
 import numpy as np
-from filelock import FileLock, Timeout
 from numpy.typing import NDArray
+
+from proposers.atomic_file import replacing
 
 MAGIC = b"specproof table\n"
 VERSION = 1
@@ -41,7 +39,7 @@ _TOTAL = struct.Struct("<Q")
 
 
 class TableFileError(ValueError):
-    """A file that cannot serve as this table's, or cannot be written; its text is one sentence."""
+    """A file that cannot serve as this table's; its text is one sentence."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -274,12 +272,6 @@ def write(
 ) -> int:
     """Replace a table file as a whole and return how many contexts were written.
 
-    Written to a temporary file of the same folder, flushed to the disk, then renamed: whoever reads
-    ``path``, at any moment and after any crash, finds the old file or the new one. Writers take
-    turns by a lock on ``<path>.lock``, which the kernel releases when its holder dies; the last one
-    wins, whole. What killed writers left in the folder is removed by the next one. The file can be
-    read by its owner only.
-
     Parameters
     ----------
     about
@@ -289,52 +281,19 @@ def write(
 
     Raises
     ------
-    TableFileError
-        When another writer does not end within ``patience``.
     OSError
-        When the folder or the disk refuses; the old file is then untouched.
+        As :func:`proposers.atomic_file.replacing`; the old file is then untouched.
     """
-    path = path.resolve()  # a link keeps pointing to the file that is replaced
-    try:
-        with FileLock(f"{path}.lock", timeout=patience):
-            return _write_alone(path, identity, blocks, about or {})
-    except Timeout:
-        raise TableFileError(f"another server has been writing {path} for {patience:g} s") from None
+    with replacing(path, patience=patience) as file:
+        return _write(file, identity, blocks, about or {})
 
 
-def _write_alone(
-    path: Path, identity: Identity, blocks: Iterable[Contexts], about: Mapping[str, Any]
-) -> int:
-    prefix, suffix = f".{path.name}.", ".partial"
-    for left in path.parent.iterdir():
-        if left.name.startswith(prefix) and left.name.endswith(suffix):
-            left.unlink(missing_ok=True)
-    handle, name = tempfile.mkstemp(prefix=prefix, suffix=suffix, dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb", buffering=_BUFFER) as file:
-            total = write_stream(file, identity, blocks, about)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(name, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(name)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)  # the rename too
-    finally:
-        os.close(folder)
-    return total
-
-
-def write_stream(
-    file: BinaryIO | io.BufferedWriter,
+def _write(
+    file: BinaryIO,
     identity: Identity,
     blocks: Iterable[Contexts],
     about: Mapping[str, Any],
 ) -> int:
-    """Write a table to an open file and return how many contexts it has."""
     header = json.dumps({"identity": asdict(identity), "about": dict(about)}).encode()
     sums = _Sums(file)
     sums.write(MAGIC + _COUNT.pack(VERSION) + _COUNT.pack(len(header)) + header)

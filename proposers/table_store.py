@@ -37,7 +37,7 @@ def save(
 
     Raises
     ------
-    TableFileError, OSError
+    OSError
         As :func:`proposers.table_file.write`.
     """
     blocks = live_blocks(table, breath=breath)

@@ -91,7 +91,7 @@ class TableKeeper:
                     self.table, self.path, self.identity,
                     about=about, patience=patience, breath=breath,
                 )  # fmt: skip
-            except (OSError, TableFileError) as error:
+            except OSError as error:
                 metrics.log().warning("specproof: table not saved to %s: %s", self.path, error)
                 metrics.count("table_saves", "failed")
                 return False
