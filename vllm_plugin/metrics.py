@@ -14,6 +14,7 @@ import multiprocessing
 import os
 import shutil
 import tempfile
+import threading
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
@@ -28,6 +29,7 @@ COUNTERS = {
 
 _counts: dict[str, dict[str, int]] = {name: {} for name in COUNTERS}
 _pid = os.getpid()
+_counting = threading.Lock()
 
 
 @cache
@@ -46,6 +48,11 @@ def prepare() -> None:
 
 def count(name: str, label: str, message: str | None = None) -> None:
     """Add one to a counter; the first of each label is also logged, with this message."""
+    with _counting:  # the thread that saves tables counts too
+        _count(name, label, message)
+
+
+def _count(name: str, label: str, message: str | None) -> None:
     global _pid
     if _pid != os.getpid():  # a fork: what the parent counted is the parent's
         _pid = os.getpid()
