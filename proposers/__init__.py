@@ -1,15 +1,41 @@
 """Drafters: what to propose, and the exact law q that each proposal was drawn from.
 
-Nothing here knows an inference engine; numpy and numba only.
+Nothing here knows an inference engine; numpy and numba only. Names are loaded on first use, so that
+the command line does not pay for numba.
 """
 
-from proposers.batch import Drafter, DraftRequests, Drafts, Followed, VerifiedRows
-from proposers.prompt_lookup import PromptLookupDrafter
-from proposers.stand import StandDrafter
-from proposers.table import ENTRIES, StandTable
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from proposers.aded import AdedDrafter
+    from proposers.batch import Drafter, DraftRequests, Drafts, Followed, VerifiedRows
+    from proposers.prompt_lookup import PromptLookupDrafter
+    from proposers.stand import StandDrafter
+    from proposers.suffix import SuffixDrafter
+    from proposers.table import ENTRIES, StandTable
+    from proposers.token_recycling import TokenRecyclingDrafter
+    from proposers.trigrams import TrigramTable
+
+_HOME = {
+    "AdedDrafter": "aded",
+    "DraftRequests": "batch",
+    "Drafter": "batch",
+    "Drafts": "batch",
+    "Followed": "batch",
+    "VerifiedRows": "batch",
+    "PromptLookupDrafter": "prompt_lookup",
+    "StandDrafter": "stand",
+    "SuffixDrafter": "suffix",
+    "ENTRIES": "table",
+    "StandTable": "table",
+    "TokenRecyclingDrafter": "token_recycling",
+    "TrigramTable": "trigrams",
+}
 
 __all__ = [
     "ENTRIES",
+    "AdedDrafter",
     "DraftRequests",
     "Drafter",
     "Drafts",
@@ -17,5 +43,14 @@ __all__ = [
     "PromptLookupDrafter",
     "StandDrafter",
     "StandTable",
+    "SuffixDrafter",
+    "TokenRecyclingDrafter",
+    "TrigramTable",
     "VerifiedRows",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'proposers' has no attribute {name!r}")
+    return getattr(import_module(f"proposers.{_HOME[name]}"), name)

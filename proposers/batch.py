@@ -109,6 +109,12 @@ class Followed:
     law_probabilities: Doubles
 
 
+def point_masses(tokens: Ints, lengths: Longs) -> Drafts:
+    """Drafts that nobody drew: q is a point mass on each token, shape (B, K), -1 behind its end."""
+    law = (tokens >= 0).astype(np.float64)
+    return Drafts(tokens, lengths, tokens[:, :, None], law[:, :, None])
+
+
 def follow_chain(drafts: Drafts, continuation: Ints) -> Followed:
     """:class:`Followed` of a drafter whose laws are point masses: its one chain decides.
 

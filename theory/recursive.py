@@ -9,6 +9,9 @@ enumerated.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import NamedTuple
+
 import numpy as np
 
 from theory.laws import LIFT, Floats, Ints, as_pair, check_candidates
@@ -22,6 +25,44 @@ def refusal_without_replacement(p: Floats, q: Floats, k: int) -> float:
 
     Raises ValueError above `MAX_SEQUENCES`: use `estimate_without_replacement` there.
     """
+    refused = 0.0
+    for offer in _offers(p, q, k):
+        if offer.step == k - 1:
+            refused = float(np.sum(offer.weight * offer.after / offer.left))
+    return refused
+
+
+def accepted_without_replacement(p: Floats, q: Floats, k: int) -> Floats:
+    """P(y is emitted because it was offered and accepted), shape (V,), for laws of shape (V,).
+
+    After refusals that lead to lambda, an offer is y with chance c q(y) and is taken with
+    min(1, r(y) / (c q(y))), r(y) = (p(y) - lambda q(y))+ / Z(lambda), which is 0 on what was
+    refused. Cost and errors as in `refusal_without_replacement`, whose complement is the sum.
+    """
+    mass = np.zeros(p.shape)
+    support = np.flatnonzero(q)
+    for offer in _offers(p, q, k):
+        target = np.maximum(offer.p - offer.scale[:, None] * offer.q, 0.0) / offer.left[:, None]
+        draft = offer.q / offer.there[:, None]
+        mass[support] += offer.weight @ np.minimum(target, draft)
+    return np.minimum(mass, p)
+
+
+class _Offer(NamedTuple):
+    """Candidate `step` is offered, after each sequence of refusals: rows of n sequences."""
+
+    step: int
+    p: Floats  # on the support of q
+    q: Floats
+    weight: Floats  # (n,) probability of the sequence
+    there: Floats  # (n,) q(tokens not refused), 1/c
+    scale: Floats  # (n,) lambda
+    left: Floats  # (n,) Z(lambda), and what it is if this offer is refused too
+    after: Floats
+
+
+def _offers(p: Floats, q: Floats, k: int) -> Iterator[_Offer]:
+    """Offer after offer, with every sequence of refusals that can precede it."""
     support = np.flatnonzero(q)
     if support.size ** (k - 1) > MAX_SEQUENCES:
         raise ValueError(
@@ -35,10 +76,14 @@ def refusal_without_replacement(p: Floats, q: Floats, k: int) -> float:
     weight, scale, left = np.ones(1), np.zeros(1), np.ones(1)  # probability, lambda, Z(lambda)
     taken = np.zeros((1, 0), dtype=np.int64)
     for step in range(k):
-        grown = scale + left / _mass_left(q, taken)
+        if not weight.size:
+            return
+        there = _mass_left(q, taken)
+        grown = scale + left / there
         after = excess(grown)
+        yield _Offer(step, p, q, weight, there, scale, left, after)
         if step == k - 1:
-            return float(np.sum(weight * after / left))
+            return
         # P(x drawn and refused) = (c q(x) - r(x))+ for x not refused before
         with np.errstate(over="ignore", invalid="ignore"):  # at tokens refused before
             refuse = np.maximum(grown[:, None] * q - p, 0.0)
@@ -50,7 +95,6 @@ def refusal_without_replacement(p: Floats, q: Floats, k: int) -> float:
         weight = weight[parent] * refuse[parent, token]
         scale, left = grown[parent], after[parent]
         taken = np.concatenate([taken[parent], token[:, None]], axis=1)
-    return 0.0
 
 
 def without_replacement_law(p: Floats, q: Floats, k: int) -> Floats:

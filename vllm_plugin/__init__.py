@@ -8,10 +8,20 @@ The proposer classes are named in ``--speculative-config``; they are loaded on f
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vllm_plugin.proposer import PromptLookup, Stand
+    from vllm_plugin.proposer import Aded, PromptLookup, Stand, Suffix, TokenRecycling
 
 __version__ = "0.1.0"
-__all__ = ["PromptLookup", "Stand", "__version__", "register"]
+__all__ = [
+    "Aded",
+    "PromptLookup",
+    "Stand",
+    "Suffix",
+    "TokenRecycling",
+    "__version__",
+    "register",
+]
+
+PROPOSERS = ("Stand", "PromptLookup", "Suffix", "TokenRecycling", "Aded")
 
 
 def register() -> None:
@@ -25,7 +35,7 @@ def register() -> None:
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("Stand", "PromptLookup"):
+    if name in PROPOSERS:
         from vllm_plugin import proposer
 
         return getattr(proposer, name)

@@ -11,6 +11,7 @@ from typing import Annotated
 
 import typer
 
+from proposers.replay.simulate_cli import simulate
 from theory.bounds_cli import bounds
 from theory.stopping_cli import stopping
 from vllm_plugin.audit_cli import AuditCommand, audit
@@ -25,6 +26,7 @@ app = typer.Typer(
 
 app.command()(bounds)
 app.command()(stopping)
+app.command()(simulate)
 app.command(cls=AuditCommand)(audit)
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]

@@ -12,6 +12,7 @@ SECTION = "specproof"
 MAX_ORDER = 8
 MAX_ENTRIES = 32
 MAX_DRAFT_LENGTH = 128  # vLLM's MAX_SPEC_LEN
+MAX_CACHED_REQUESTS = 2**31 - 1
 
 
 class ConfigurationError(ValueError):
@@ -54,6 +55,27 @@ class Options(BaseModel):
     )
     shortest_match: Annotated[int, Field(ge=1, le=64)] = Field(
         1, description="shortest suffix that PromptLookup matches, in tokens"
+    )
+    occurrence: Literal["latest", "earliest"] = Field(
+        "latest", description="which place of a match PromptLookup copies from"
+    )
+    suffix_max_tree_depth: Annotated[int, Field(ge=1, le=4096)] = Field(
+        24, description="depth of Suffix's trees, in tokens"
+    )
+    suffix_max_spec_factor: Annotated[float, Field(ge=0, le=4096)] = Field(
+        1.0, description="tokens that Suffix drafts for each token matched"
+    )
+    suffix_min_token_prob: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.1, description="least probability, by Suffix's own estimate, of a drafted token"
+    )
+    suffix_max_cached_requests: Annotated[int, Field(ge=0, le=MAX_CACHED_REQUESTS)] = Field(
+        10_000, description="answers that Suffix remembers"
+    )
+    search_rounds: Annotated[int, Field(ge=1, le=4096)] = Field(
+        32, description="walks of Aded's search for each draft"
+    )
+    exploration: Annotated[float, Field(ge=0, le=100)] = Field(
+        1.25, description="weight of exploration in Aded's search"
     )
 
 

@@ -1,6 +1,7 @@
 """Refusals at the door: bad settings end the start with one sentence, before a model is loaded."""
 
 import functools
+import importlib.util
 import json
 import os
 import sys
@@ -8,11 +9,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from vllm_plugin import PROPOSERS as NAMES
 from vllm_plugin import hooks, metrics
-from vllm_plugin.config import MAX_DRAFT_LENGTH, ConfigurationError, read_options
+from vllm_plugin.config import MAX_DRAFT_LENGTH, ConfigurationError, Options, read_options
 
 _SETTINGS = {"method", "model", "num_speculative_tokens"}
-PROPOSERS = ("vllm_plugin.Stand", "vllm_plugin.PromptLookup")
+PROPOSERS = tuple(f"vllm_plugin.{name}" for name in NAMES)
 
 
 def install() -> None:
@@ -74,10 +76,20 @@ def check(model: str, speculative_config: object, additional_config: object) -> 
             f"--speculative-config: num_speculative_tokens is {length}; "
             f"it must lie in 1..{MAX_DRAFT_LENGTH}"
         )
-    read_options(_as_mapping(additional_config) or {})
+    options = read_options(_as_mapping(additional_config) or {})
+    _check_packages(settings["model"], options)
     if _looks_like_a_path(model) and not Path(model).expanduser().is_dir():
         raise ConfigurationError(f"the model folder {model} does not exist")
     return True
+
+
+def _check_packages(proposer: str, options: Options) -> None:
+    """Refuse a drafter whose package is missing, before a model is loaded."""
+    if proposer == "vllm_plugin.Suffix" and importlib.util.find_spec("arctic_inference") is None:
+        raise ConfigurationError(
+            f"{proposer} needs the package arctic-inference, which is not installed; "
+            "pip install arctic-inference==0.3.0 builds it from source, or name another proposer"
+        )
 
 
 def _refuse_options_without_us(additional_config: object) -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from proposers import Drafter, PromptLookupDrafter, StandDrafter, StandTable
+from proposers.replay.drafters import DRAFTERS
 from vllm_plugin import hooks, let_through, stopwatch
 from vllm_plugin.adapter_v1 import V1Adapter, install
 from vllm_plugin.config import ConfigurationError, Options, read_options
@@ -93,4 +94,36 @@ class PromptLookup(Proposer):
             draft_length=draft_length,
             longest=options.longest_match,
             shortest=options.shortest_match,
+            occurrence=options.occurrence,
         )
+
+
+def _built(name: str, options: Options, draft_length: int, seed: int) -> Drafter:
+    """A drafter made as a replay makes it."""
+    kind = DRAFTERS[name]
+    chosen = {option: getattr(options, option) for option in kind.defaults}
+    return kind.build(chosen, draft_length, seed)
+
+
+class Suffix(Proposer):
+    """Suffix decoding through ``arctic-inference``, as in vLLM (arXiv 2411.04975)."""
+
+    def make_drafter(self, options: Options, draft_length: int, seed: int) -> Drafter:
+        """Suffix trees of each request's text and of all answers."""
+        return _built("suffix", options, draft_length, seed)
+
+
+class TokenRecycling(Proposer):
+    """Token Recycling: a chain of the target's last candidates (arXiv 2408.08696)."""
+
+    def make_drafter(self, options: Options, draft_length: int, seed: int) -> Drafter:
+        """An adjacency table shared by all requests of the server."""
+        return _built("token_recycling", options, draft_length, seed)
+
+
+class Aded(Proposer):
+    """ADED: a search in a table of tri-grams (arXiv 2407.12021)."""
+
+    def make_drafter(self, options: Options, draft_length: int, seed: int) -> Drafter:
+        """A tri-gram table shared by all requests of the server, and its search."""
+        return _built("aded", options, draft_length, seed)

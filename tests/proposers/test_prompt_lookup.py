@@ -1,38 +1,21 @@
-"""Prompt lookup against a naive search: the longest suffix, then its latest occurrence."""
+"""Prompt lookup against a naive search: the longest suffix, then its latest or earliest place."""
+
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from proposers import DraftRequests, PromptLookupDrafter
+from proposers import PromptLookupDrafter
+from tests.proposers.batches import requests
 
 
-def requests(texts: list[list[int]], budgets: list[int]) -> DraftRequests:
-    """Texts in a token buffer whose rows are not in batch order and go on with other tokens."""
-    batch = len(texts)
-    rows = np.arange(batch)[::-1].copy()
-    tokens = np.full((batch, max(map(len, texts)) + 3), 1, np.int32)
-    for b, text in enumerate(texts):
-        tokens[rows[b], : len(text)] = text
-    ones = np.ones(batch)
-    return DraftRequests(
-        tokens=tokens,
-        rows=rows,
-        lengths=np.array([len(text) for text in texts], np.int64),
-        budgets=np.array(budgets, np.int64),
-        temperatures=ones,
-        top_k=np.zeros(batch, np.int64),
-        top_p=ones,
-        noise_keys=np.zeros(batch, np.uint64),
-        handles=np.arange(batch),
-    )
-
-
-def naive(text: list[int], longest: int, shortest: int) -> list[int]:
-    """What followed the latest earlier occurrence of the longest suffix that has one."""
+def naive(text: list[int], longest: int, shortest: int, occurrence: str) -> list[int]:
+    """What followed an earlier occurrence of the longest suffix that has one."""
     for n in range(min(longest, len(text) - 1), shortest - 1, -1):
-        for begin in range(len(text) - n - 1, -1, -1):
+        places = range(len(text) - n)
+        for begin in places if occurrence == "earliest" else reversed(places):
             if text[begin : begin + n] == text[len(text) - n :]:
                 return text[begin + n :]
     return []
@@ -45,17 +28,26 @@ def naive(text: list[int], longest: int, shortest: int) -> list[int]:
     shortest=st.integers(1, 6),
     draft_length=st.integers(1, 8),
     budget=st.integers(0, 9),
+    occurrence=st.sampled_from(["latest", "earliest"]),
 )
-@example([[1, 1, 1, 1]], 4, 1, 8, 9)  # occurrences that overlap the suffix
-@example([[1, 2, 5, 1, 3, 5, 2, 5]], 4, 1, 8, 9)  # a longer match beats a later one
+@example([[1, 1, 1, 1]], 4, 1, 8, 9, "latest")  # occurrences that overlap the suffix
+@example([[1, 2, 5, 1, 3, 5, 2, 5]], 4, 1, 8, 9, "latest")  # a longer match beats a later one
+@example([[1, 2, 1, 3, 1]], 4, 1, 8, 9, "earliest")
 def test_drafts_equal_the_naive_search(
-    texts: list[list[int]], longest: int, shortest: int, draft_length: int, budget: int
+    texts: list[list[int]],
+    longest: int,
+    shortest: int,
+    draft_length: int,
+    budget: int,
+    occurrence: Any,
 ) -> None:
     shortest = min(shortest, longest)
-    drafter = PromptLookupDrafter(draft_length=draft_length, longest=longest, shortest=shortest)
+    drafter = PromptLookupDrafter(
+        draft_length=draft_length, longest=longest, shortest=shortest, occurrence=occurrence
+    )
     drafts = drafter.draft(requests(texts, [budget] * len(texts)))
     for b, text in enumerate(texts):
-        expected = naive(text, longest, shortest)[: min(draft_length, budget)]
+        expected = naive(text, longest, shortest, occurrence)[: min(draft_length, budget)]
         n = int(drafts.lengths[b])
         assert drafts.tokens[b, :n].tolist() == expected
         assert (drafts.tokens[b, n:] == -1).all()
@@ -84,9 +76,10 @@ def test_nothing_is_learned() -> None:
         ({"longest": 2, "shortest": 3}, r"matches of 3\.\.2 tokens"),
         ({"longest": 2, "shortest": 0}, r"matches of 0\.\.2 tokens"),
         ({"draft_length": 0}, "draft_length is 0"),
+        ({"occurrence": "last"}, "occurrence is 'last'"),
     ],
 )
-def test_bad_parameters_are_named(options: dict[str, int], sentence: str) -> None:
+def test_bad_parameters_are_named(options: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         PromptLookupDrafter(**{"draft_length": 4, **options})
 

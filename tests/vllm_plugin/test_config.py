@@ -58,6 +58,12 @@ BOUNDS = [
     ("decay", 1e-9, 1, 1e-9),
     ("longest_match", 1, 64, 1),
     ("shortest_match", 1, 4, 1),  # the default of longest_match
+    ("suffix_max_tree_depth", 1, 4096, 1),
+    ("suffix_max_spec_factor", 0, 4096, 1),
+    ("suffix_min_token_prob", 0, 1, 1e-9),
+    ("suffix_max_cached_requests", 0, 2**31 - 1, 1),
+    ("search_rounds", 1, 4096, 1),
+    ("exploration", 0, 100, 1),
 ]
 
 

@@ -36,6 +36,14 @@ def test_what_can_be_served_passes(proposer: str, length: int, tmp_path: Path) -
     assert guard.check("org/name", speculative, None) is True
 
 
+def test_suffix_decoding_without_its_package_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    text = refusal(OURS | {"model": "vllm_plugin.Suffix"})
+    assert "arctic-inference" in text
+    assert "pip install" in text
+    assert guard.check("org/name", OURS, None) is True
+
+
 def test_json_texts_are_read_like_objects() -> None:
     text = '{"method": "custom_class", "model": "vllm_plugin.Stand", "num_speculative_tokens": 0}'
     assert "num_speculative_tokens is 0" in refusal(text)

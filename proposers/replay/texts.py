@@ -1,0 +1,96 @@
+"""The texts of answers that decode together, as a drafter is shown them."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from proposers.batch import Doubles, DraftRequests, Ints, Longs, VerifiedRows
+from proposers.table import ENTRIES, MAX_ORDER
+from theory.traces import Trace
+
+
+class Texts:
+    """The texts of a group of answers while they grow; they hold no token before it was emitted.
+
+    A drafter that reads beyond a text's length finds nothing there, as in the engine.
+    """
+
+    def __init__(
+        self, trace: Trace, laws: NDArray[np.float32], answers: list[int], first_handle: int
+    ) -> None:
+        self.trace = trace
+        self.laws = laws[:, :ENTRIES]
+        self.ids = trace.ids[:, :ENTRIES]
+        self.prompts = [trace.prompt(int(trace.answer_prompts[a])) for a in answers]
+        self.begins = trace.answer_begins[answers]
+        self.sizes = trace.answer_begins[np.array(answers) + 1] - self.begins
+        self.handles = np.arange(first_handle, first_handle + len(answers))
+        self.starts = np.array([prompt.shape[0] for prompt in self.prompts], np.int64)
+        longest = int((self.starts + self.sizes).max())
+        self.tokens = np.full((len(answers), longest), -1, np.int32)
+        for b, prompt in enumerate(self.prompts):
+            self.tokens[b, : prompt.shape[0]] = prompt
+        self._parameters: dict[int, tuple[Doubles, Longs, Doubles, NDArray[np.uint64]]] = {}
+        self._ends = set(self.sizes.tolist())
+        self.turn(0)
+
+    def turn(self, emitted: int) -> None:
+        """So many tokens are emitted: who is ``going`` to emit more, who has just ``ended``.
+
+        ``alive`` are both together, in the order of the batch.
+        """
+        if emitted == 0 or emitted in self._ends or emitted - 1 in self._ends:
+            self.alive = np.flatnonzero(self.sizes >= emitted)
+            self.going = np.flatnonzero(self.sizes > emitted)
+            self.ended = np.flatnonzero(self.sizes == emitted)
+
+    def requests(self, which: Longs, emitted: int, budget: int) -> DraftRequests:
+        """Those (places in the batch, perhaps repeated) ask for drafts after so many tokens."""
+        lengths = self.starts[which] + emitted
+        return self.requests_of(self.tokens, which, lengths, budget, self.handles[which])
+
+    def requests_of(
+        self, tokens: Ints, rows: Longs, lengths: Longs, budget: int, handles: Longs
+    ) -> DraftRequests:
+        """Requests with other texts, and the trace's sampling parameters."""
+        count, sampling = rows.shape[0], self.trace.sampling
+        if count not in self._parameters:
+            self._parameters[count] = (
+                np.full(count, sampling.temperature),
+                np.full(count, sampling.top_k, np.int64),
+                np.full(count, sampling.top_p),
+                np.zeros(count, np.uint64),
+            )
+        budgets = np.full(count, budget, np.int64)
+        return DraftRequests(tokens, rows, lengths, budgets, *self._parameters[count], handles)
+
+    def continuation(self, which: Longs, emitted: int, budget: int, steps: int) -> Ints:
+        """What they will emit next, (B, steps), -1 beyond the budget and the answer's end."""
+        ahead = np.full((which.shape[0], steps), -1, np.int32)
+        for row, b in enumerate(which):
+            count = min(budget, int(self.sizes[b]) - emitted)
+            begin = int(self.begins[b]) + emitted
+            ahead[row, :count] = self.trace.tokens[begin : begin + count]
+        return ahead
+
+    def emit(self, which: Longs, emitted: int) -> VerifiedRows:
+        """Append their next tokens; the rows that emitted them."""
+        ends = self.starts[which] + emitted
+        begins = np.maximum(ends - MAX_ORDER, 0)
+        rows = self.begins[which] + emitted
+        new = self.trace.tokens[rows]
+        if which.shape[0] == 1:
+            tails = self.tokens[which[0], begins[0] : ends[0]].copy()
+            begins, ends = begins - begins, ends - begins
+        else:
+            pieces = [self.tokens[b, i:j] for b, i, j in zip(which, begins, ends, strict=True)]
+            tails = np.concatenate(pieces)
+            widths = ends - begins
+            ends = np.cumsum(widths)
+            begins = ends - widths
+        self.tokens[which, self.starts[which] + emitted] = new
+        known = self.ids[rows, 0] >= 0
+        if not known.all():  # a row that is no law teaches nothing
+            rows, begins, ends, new = rows[known], begins[known], ends[known], new[known]
+        return VerifiedRows(tails, begins, ends, self.ids[rows], self.laws[rows], new)
