@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from proposers.aded import AdedDrafter
     from proposers.batch import Drafter, DraftRequests, Drafts, Followed, VerifiedRows
+    from proposers.chooser import ChooserDrafter
     from proposers.prompt_lookup import PromptLookupDrafter
     from proposers.stand import StandDrafter
     from proposers.suffix import SuffixDrafter
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 _HOME = {
     "AdedDrafter": "aded",
+    "ChooserDrafter": "chooser",
     "DraftRequests": "batch",
     "Drafter": "batch",
     "Drafts": "batch",
@@ -36,6 +38,7 @@ _HOME = {
 __all__ = [
     "ENTRIES",
     "AdedDrafter",
+    "ChooserDrafter",
     "DraftRequests",
     "Drafter",
     "Drafts",

@@ -152,6 +152,7 @@ class AdedDrafter:
     """
 
     wants_rows = False
+    wants_emitted = False
 
     def __init__(
         self,

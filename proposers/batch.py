@@ -1,7 +1,7 @@
 """The batches that cross the border between an engine adapter and a drafter."""
 
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -69,6 +69,17 @@ class DraftRequests:
 
     def __len__(self) -> int:
         return int(self.rows.shape[0])
+
+    def subset(self, which: Any) -> "DraftRequests":
+        """Some of the requests, by index or mask; the token buffer is shared."""
+        picked = {
+            name: getattr(self, name)[which]
+            for name in (
+                "rows", "lengths", "budgets", "temperatures", "top_k", "top_p", "noise_keys",
+                "handles",
+            )
+        }  # fmt: skip
+        return DraftRequests(tokens=self.tokens, **picked)
 
 
 @dataclass(frozen=True, slots=True)

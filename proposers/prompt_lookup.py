@@ -16,10 +16,13 @@ from proposers.batch import (
     Drafts,
     Followed,
     Ints,
+    Longs,
     VerifiedRows,
     follow_chain,
     point_masses,
 )
+
+MOST_MATCHED = 32
 
 
 @njit(inline="always")
@@ -34,7 +37,7 @@ def _matched(text: Any, end: Any, length: Any, longest: Any) -> Any:
 
 @njit(cache=True, nogil=True)
 def _occurrence(text: Any, length: Any, longest: Any, shortest: Any, earliest: Any) -> Any:
-    """Where the continuation begins, longest match first, or -1; and the match's length."""
+    """Where the continuation begins, longest match first; or -1."""
     best, where = 0, -1
     for step in range(1, length):
         end = step if earliest else length - step
@@ -43,7 +46,7 @@ def _occurrence(text: Any, length: Any, longest: Any, shortest: Any, earliest: A
             best, where = matched, end
             if best == longest:
                 break
-    return (where if best >= shortest else -1), best
+    return where if best >= shortest else -1
 
 
 @njit(cache=True, nogil=True)
@@ -57,12 +60,14 @@ def _draft(
     earliest: Any,
     out_tokens: Any,
     out_lengths: Any,
+    out_matched: Any,
 ) -> Any:
     for b in range(rows.shape[0]):
         text = tokens[rows[b]]
-        begin, _ = _occurrence(text, lengths[b], longest, shortest, earliest)
+        begin = _occurrence(text, lengths[b], longest, shortest, earliest)
         if begin < 0:
             continue
+        out_matched[b] = _matched(text, begin, lengths[b], MOST_MATCHED)
         n = max(0, min(min(out_tokens.shape[1], budgets[b]), lengths[b] - begin))
         out_tokens[b, :n] = text[begin : begin + n]
         out_lengths[b] = n
@@ -117,14 +122,18 @@ class PromptLookupDrafter:
 
     def draft(self, requests: DraftRequests) -> Drafts:
         """Propose up to ``min(draft_length, budget)`` copied tokens for every request."""
+        return self.propose(requests)[0]
+
+    def propose(self, requests: DraftRequests) -> tuple[Drafts, Longs]:
+        """:meth:`draft`, and how far back text and copied place agree, at most ``MOST_MATCHED``."""
         batch, steps = len(requests), self.draft_length
         tokens = np.full((batch, steps), -1, np.int32)
-        lengths = np.zeros(batch, np.int64)
+        lengths, matched = np.zeros(batch, np.int64), np.zeros(batch, np.int64)
         _draft(
             requests.tokens, requests.rows, requests.lengths, requests.budgets,
-            self.longest, self.shortest, self._earliest, tokens, lengths,
+            self.longest, self.shortest, self._earliest, tokens, lengths, matched,
         )  # fmt: skip
-        return point_masses(tokens, lengths)
+        return point_masses(tokens, lengths), matched
 
     def follow(self, requests: DraftRequests, continuation: Ints) -> Followed:
         """The copied tokens as point masses along a continuation."""

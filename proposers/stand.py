@@ -1,6 +1,7 @@
 """STAND: stochastic drafts from the table, with the law of every drafted token."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -226,6 +227,11 @@ class StandDrafter:
         q = np.where(hit, made.law_probabilities, 0.0).sum(axis=2)
         beyond = np.arange(continuation.shape[1]) >= made.lengths[:, None]
         return Followed(np.where(beyond, -1.0, q), made.law_ids, made.law_probabilities)
+
+    def most_probable(self, requests: DraftRequests) -> Drafts:
+        """What a draft at temperature 0 would be for every request; nothing is drawn."""
+        coldest = replace(requests, temperatures=np.zeros(len(requests)))
+        return self._chains(coldest, np.zeros((len(requests), self.draft_length)), _DRAWN)
 
     def finish(self, handle: int) -> None:
         """Nothing is kept for a request."""

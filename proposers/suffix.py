@@ -58,6 +58,7 @@ class SuffixDrafter:
     """
 
     wants_rows = False
+    wants_emitted = False
 
     def __init__(
         self,

@@ -16,6 +16,7 @@ import numpy as np
 from numba import njit
 
 from proposers.batch import (
+    Doubles,
     DraftRequests,
     Drafts,
     Followed,
@@ -50,23 +51,28 @@ def _observe_text(table: Any, masses: Any, text: Any) -> Any:
 @njit(cache=True, nogil=True)
 def _draft(
     table: Any,
+    masses: Any,
     tokens: Any,
     rows: Any,
     lengths: Any,
     budgets: Any,
     out_tokens: Any,
     out_lengths: Any,
+    out_expected: Any,
 ) -> Any:
     for b in range(rows.shape[0]):
         if lengths[b] == 0:
             continue
         token = tokens[rows[b], lengths[b] - 1]
+        survival = 1.0
         for i in range(min(out_tokens.shape[1], budgets[b])):
             if token < 0 or token >= table.shape[0]:
                 break
+            survival *= masses[token]
             token = table[token, 0]
             if token < 0:
                 break
+            out_expected[b] += survival
             out_tokens[b, i] = token
             out_lengths[b] = i + 1
 
@@ -95,6 +101,7 @@ class TokenRecyclingDrafter:
     """
 
     wants_rows = True
+    wants_emitted = False
 
     def __init__(
         self,
@@ -129,14 +136,18 @@ class TokenRecyclingDrafter:
 
     def draft(self, requests: DraftRequests) -> Drafts:
         """Follow the first candidates for up to ``min(draft_length, budget)`` tokens."""
+        return self.propose(requests)[0]
+
+    def propose(self, requests: DraftRequests) -> tuple[Drafts, Doubles]:
+        """:meth:`draft`, and the length that would be accepted if each law were the last one."""
         batch = len(requests)
         tokens = np.full((batch, self.draft_length), -1, np.int32)
-        lengths = np.zeros(batch, np.int64)
+        lengths, expected = np.zeros(batch, np.int64), np.zeros(batch)
         _draft(
-            self.table, requests.tokens, requests.rows, requests.lengths, requests.budgets,
-            tokens, lengths,
+            self.table, self.masses, requests.tokens, requests.rows, requests.lengths,
+            requests.budgets, tokens, lengths, expected,
         )  # fmt: skip
-        return point_masses(tokens, lengths)
+        return point_masses(tokens, lengths), expected
 
     def follow(self, requests: DraftRequests, continuation: Ints) -> Followed:
         """The candidates as point masses along a continuation."""

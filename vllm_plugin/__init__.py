@@ -8,11 +8,12 @@ The proposer classes are named in ``--speculative-config``; they are loaded on f
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vllm_plugin.proposer import Aded, PromptLookup, Stand, Suffix, TokenRecycling
+    from vllm_plugin.proposer import Aded, Chooser, PromptLookup, Stand, Suffix, TokenRecycling
 
 __version__ = "0.1.0"
 __all__ = [
     "Aded",
+    "Chooser",
     "PromptLookup",
     "Stand",
     "Suffix",
@@ -21,7 +22,7 @@ __all__ = [
     "register",
 ]
 
-PROPOSERS = ("Stand", "PromptLookup", "Suffix", "TokenRecycling", "Aded")
+PROPOSERS = ("Stand", "PromptLookup", "Suffix", "TokenRecycling", "Aded", "Chooser")
 
 
 def register() -> None:

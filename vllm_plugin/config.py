@@ -13,6 +13,7 @@ MAX_ORDER = 8
 MAX_ENTRIES = 32
 MAX_DRAFT_LENGTH = 128  # vLLM's MAX_SPEC_LEN
 MAX_CACHED_REQUESTS = 2**31 - 1
+Member = Literal["stand", "prompt_lookup", "suffix", "token_recycling", "aded"]
 
 
 class ConfigurationError(ValueError):
@@ -77,6 +78,9 @@ class Options(BaseModel):
     exploration: Annotated[float, Field(ge=0, le=100)] = Field(
         1.25, description="weight of exploration in Aded's search"
     )
+    members: Annotated[list[Member], Field(min_length=1)] = Field(
+        ["stand", "prompt_lookup"], description="drafters of Chooser, the reference first"
+    )
 
 
 def read_options(additional_config: object) -> Options:
@@ -103,6 +107,11 @@ def read_options(additional_config: object) -> Options:
         raise ConfigurationError(
             f"--additional-config: {SECTION}.shortest_match is {options.shortest_match}, but must "
             f"not exceed longest_match, which is {options.longest_match}"
+        )
+    if len(set(options.members)) < len(options.members):
+        raise ConfigurationError(
+            f"--additional-config: {SECTION}.members is {options.members}, but must name each "
+            "drafter once"
         )
     return options
 

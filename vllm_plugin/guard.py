@@ -85,10 +85,12 @@ def check(model: str, speculative_config: object, additional_config: object) -> 
 
 def _check_packages(proposer: str, options: Options) -> None:
     """Refuse a drafter whose package is missing, before a model is loaded."""
-    if proposer == "vllm_plugin.Suffix" and importlib.util.find_spec("arctic_inference") is None:
+    suffix = proposer == "vllm_plugin.Suffix"
+    suffix |= proposer == "vllm_plugin.Chooser" and "suffix" in options.members
+    if suffix and importlib.util.find_spec("arctic_inference") is None:
         raise ConfigurationError(
-            f"{proposer} needs the package arctic-inference, which is not installed; "
-            "pip install arctic-inference==0.3.0 builds it from source, or name another proposer"
+            f"suffix decoding in {proposer} needs the package arctic-inference, which is not "
+            "installed; pip install arctic-inference==0.3.0 builds it from source, or do without"
         )
 
 

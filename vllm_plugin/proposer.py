@@ -127,3 +127,11 @@ class Aded(Proposer):
     def make_drafter(self, options: Options, draft_length: int, seed: int) -> Drafter:
         """A tri-gram table shared by all requests of the server, and its search."""
         return _built("aded", options, draft_length, seed)
+
+
+class Chooser(Proposer):
+    """Several drafters score every emitted token; the one expected to gain most drafts."""
+
+    def make_drafter(self, options: Options, draft_length: int, seed: int) -> Drafter:
+        """The members that the options name, and their chooser."""
+        return _built("chooser", options, draft_length, seed)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from proposers.replay.drafters import DRAFTERS, make_drafter
     from proposers.replay.path_scoring import score_paths
     from proposers.replay.paths import PathProfile, profile_paths
-    from proposers.replay.profiling import Order, Profile, Share, profile
+    from proposers.replay.profiling import Order, Profile, Share, most_tokens, profile
     from proposers.replay.scoring import Score, score
     from proposers.replay.simulation import Setting, resolve, simulate
 
@@ -26,6 +26,7 @@ _HOME = {
     "Order": "profiling",
     "Profile": "profiling",
     "Share": "profiling",
+    "most_tokens": "profiling",
     "profile": "profiling",
     "Score": "scoring",
     "score": "scoring",
@@ -43,6 +44,7 @@ __all__ = [
     "Setting",
     "Share",
     "make_drafter",
+    "most_tokens",
     "profile",
     "profile_paths",
     "resolve",

@@ -13,14 +13,16 @@ from typing import Any
 
 from proposers.aded import AdedDrafter
 from proposers.batch import Drafter
+from proposers.chooser import ChooserDrafter
 from proposers.prompt_lookup import PromptLookupDrafter
 from proposers.stand import StandDrafter
 from proposers.suffix import SuffixDrafter
-from proposers.table import StandTable
+from proposers.table import ENTRIES, MAX_ORDER, StandTable, bytes_per_slot
 from proposers.token_recycling import TokenRecyclingDrafter
 from proposers.trigrams import TrigramTable
 
 Options = Mapping[str, Any]
+_SPARSE = 32  # slots for each context: nine of them in one bucket of eight are not to be expected
 ENGINE_OPTIONS = ("rule",)
 """Options of the plugin that are no drafter's: allowed beside a drafter's own, and not read."""
 
@@ -45,8 +47,10 @@ def _stand(options: Options, draft_length: int, seed: int) -> Drafter:
     table = StandTable(
         order=options["order"],
         budget_bytes=options["table_mib"] * 2**20,
+        entries=options["entries"],
         decay=options["decay"],
         count_cap=math.inf if cap is None else cap,
+        emitted_weight=options["emitted_weight"],
     )
     return StandDrafter(
         table,
@@ -91,14 +95,33 @@ def _aded(options: Options, draft_length: int, seed: int) -> Drafter:
     )
 
 
-DRAFTERS: dict[str, Kind] = {
+def _chooser(options: Options, draft_length: int, seed: int) -> Drafter:
+    names = options["members"]
+    for name in names:
+        if name not in MEMBERS:
+            raise ValueError(f"members has {name!r}; it may hold {', '.join(MEMBERS)}")
+    if len(set(names)) < len(names):
+        raise ValueError(f"members is {', '.join(names)}; each can be named once")
+    kinds = {name: MEMBERS[name] for name in names}
+    return ChooserDrafter(
+        {
+            name: kind.build({key: options[key] for key in kind.defaults}, draft_length, seed)
+            for name, kind in kinds.items()
+        },
+        draft_length=draft_length,
+    )
+
+
+MEMBERS: dict[str, Kind] = {
     "stand": Kind(
         _stand,
         {
-            "order": 4,
+            "order": 6,
             "table_mib": 256,
-            "decay": 0.7,
+            "entries": 10,
+            "decay": 0.5,
             "count_cap": None,
+            "emitted_weight": 0.7,
             "prompt_visits": True,
             "min_survival": 0.05,
             "interpolation": 1.0,
@@ -133,10 +156,30 @@ DRAFTERS: dict[str, Kind] = {
 }
 
 
+DRAFTERS: dict[str, Kind] = MEMBERS | {
+    "chooser": Kind(
+        _chooser,
+        {key: value for kind in MEMBERS.values() for key, value in kind.defaults.items()}
+        | {"members": ["stand", "prompt_lookup"]},
+        "vllm_plugin.Chooser",
+        depends_on_length=True,
+    )
+}
+
+
 def make_drafter(
-    name: str, options: Options | None = None, *, draft_length: int, seed: int = 0
+    name: str,
+    options: Options | None = None,
+    *,
+    draft_length: int,
+    seed: int = 0,
+    tokens: int | None = None,
 ) -> Callable[[], Drafter]:
     """A function that builds the drafter, a fresh one with the same noise at every call.
+
+    ``tokens`` is the most text that it will be shown (:func:`proposers.replay.most_tokens`): a
+    table is then not built larger than what so few tokens leave nearly empty, where nothing is
+    ever evicted and its size makes no difference but to the time it takes to build.
 
     ``options`` may hold options of other drafters too, as the plugin's own section does; they are
     not read. One drafter is built here already, with a small table, to check the values.
@@ -159,9 +202,13 @@ def make_drafter(
             )
         if key in known and not _alike(value, known[key]):
             raise ValueError(f"{key} is {value!r}, which is not of the kind of {known[key]!r}")
-    chosen = {key: given.get(key, default) for key, default in kind.defaults.items()}
+    chosen: dict[str, Any] = {k: given.get(k, value) for k, value in kind.defaults.items()}
     least = {"table_mib": min(chosen["table_mib"], 1)} if "table_mib" in chosen else {}
     kind.build(chosen | least, draft_length, seed)
+    if "table_mib" in chosen and tokens is not None:
+        width = chosen.get("entries", ENTRIES)
+        slots = _SPARSE * chosen.get("order", MAX_ORDER) * tokens
+        chosen["table_mib"] = min(chosen["table_mib"], 1 + (slots * bytes_per_slot(width) >> 20))
     return lambda: kind.build(chosen, draft_length, seed)
 
 

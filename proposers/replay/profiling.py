@@ -18,6 +18,8 @@ import numpy as np
 
 from proposers.batch import Doubles, Drafter, Longs
 from proposers.replay.texts import Texts
+from proposers.stand import StandDrafter
+from proposers.table import ENTRIES
 from theory.traces import Trace
 
 Share = Literal["prompt", "all", "none"]
@@ -96,6 +98,16 @@ def profile(
     return found
 
 
+def most_tokens(trace: Trace, share: Share) -> int:
+    """The most tokens of prompts and answers that one drafter is shown."""
+    prompts = np.diff(trace.prompt_begins)
+    answers = np.diff(trace.answer_begins)
+    if share == "none":
+        return int((prompts[trace.answer_prompts] + answers).max(initial=0))
+    each = prompts + np.bincount(trace.answer_prompts, answers, trace.prompts)
+    return int(each.sum() if share == "all" else each.max(initial=0))
+
+
 def check_width(made: int, draft_length: int) -> None:
     """Raise ValueError unless a drafter was made for this number of drafts."""
     if made != draft_length:
@@ -129,7 +141,7 @@ def walk(
     laws = np.exp(trace.log_masses)
     handle = 0
     for drafter, group in _groups(trace, make_drafter, share, order):
-        texts = Texts(trace, laws, group, handle)
+        texts = Texts(trace, laws, group, handle, _entries(drafter))
         handle += len(group)
         for b in range(len(group)):
             drafter.start(int(texts.handles[b]), texts.prompts[b])
@@ -146,6 +158,11 @@ def walk(
                 if drafter.wants_rows:
                     drafter.observe(rows)
         advance(int(texts.sizes.sum()))
+
+
+def _entries(drafter: Drafter) -> int:
+    """How many entries of each law the engine would collect for a drafter."""
+    return drafter.table.entries if isinstance(drafter, StandDrafter) else ENTRIES
 
 
 def _groups(

@@ -221,4 +221,4 @@ def _ratio(numerator: float, denominator: float) -> float:
 
 def _ratios(numerators: Doubles, denominators: Doubles) -> Doubles:
     top, bottom = numerators.sum(axis=0), denominators.sum(axis=0)
-    return np.divide(top, bottom, out=np.full(top.shape, np.nan), where=bottom > 0)
+    return np.asarray(np.divide(top, bottom, out=np.full(top.shape, np.nan), where=bottom > 0))

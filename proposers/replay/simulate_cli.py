@@ -148,12 +148,13 @@ def _origins(
     """STAND's matched orders and counts, if it is among the drafters."""
     from proposers.replay.drafters import make_drafter
     from proposers.replay.origins import origins
-    from proposers.replay.profiling import Order, Share
+    from proposers.replay.profiling import Order, Share, most_tokens
 
     longest = max((s.draft_length for s in settings if s.drafter == "stand"), default=None)
     if longest is None:
         return None
-    make = make_drafter("stand", _section(options), draft_length=longest, seed=seed)
+    shown = most_tokens(trace, cast(Share, share))
+    make = make_drafter("stand", _section(options), draft_length=longest, seed=seed, tokens=shown)
     return origins(trace, make, share=cast(Share, share), order=cast(Order, order))
 
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from proposers.replay.drafters import DRAFTERS, Options, make_drafter
 from proposers.replay.path_scoring import PATH_RULES, score_paths
 from proposers.replay.paths import PathProfile, profile_paths
-from proposers.replay.profiling import Order, Profile, Share, profile
+from proposers.replay.profiling import Order, Profile, Share, most_tokens, profile
 from proposers.replay.scoring import RULES, Score, score
 from theory.acceptance import Rule
 from theory.accepted_mass import LEGAL, check_drafts
@@ -114,7 +114,9 @@ def simulate(
         walk = _walk_of(setting, settings)
         drafter, length, candidates, drafts = walk
         if walk not in kept:
-            make = make_drafter(drafter, options, draft_length=length, seed=seed)
+            make = make_drafter(
+                drafter, options, draft_length=length, seed=seed, tokens=most_tokens(trace, share)
+            )
             if drafts is None:
                 kept[walk] = profile(
                     trace, make, draft_length=length, share=share, order=order, advance=advance

@@ -6,8 +6,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from proposers.batch import Doubles, DraftRequests, Ints, Longs, VerifiedRows
-from proposers.table import ENTRIES, MAX_ORDER
+from proposers.table import MAX_ORDER
 from theory.traces import Trace
+
+Parameters = tuple[Doubles, Longs, Doubles, NDArray[np.uint64]]
 
 
 class Texts:
@@ -17,11 +19,16 @@ class Texts:
     """
 
     def __init__(
-        self, trace: Trace, laws: NDArray[np.float32], answers: list[int], first_handle: int
+        self,
+        trace: Trace,
+        laws: NDArray[np.float32],
+        answers: list[int],
+        first_handle: int,
+        entries: int,
     ) -> None:
         self.trace = trace
-        self.laws = laws[:, :ENTRIES]
-        self.ids = trace.ids[:, :ENTRIES]
+        self.laws = laws[:, :entries]
+        self.ids = trace.ids[:, :entries]
         self.prompts = [trace.prompt(int(trace.answer_prompts[a])) for a in answers]
         self.begins = trace.answer_begins[answers]
         self.sizes = trace.answer_begins[np.array(answers) + 1] - self.begins
@@ -31,7 +38,7 @@ class Texts:
         self.tokens = np.full((len(answers), longest), -1, np.int32)
         for b, prompt in enumerate(self.prompts):
             self.tokens[b, : prompt.shape[0]] = prompt
-        self._parameters: dict[int, tuple[Doubles, Longs, Doubles, NDArray[np.uint64]]] = {}
+        self._parameters: dict[int, Parameters] = {}
         self._ends = set(self.sizes.tolist())
         self.turn(0)
 
@@ -54,16 +61,21 @@ class Texts:
         self, tokens: Ints, rows: Longs, lengths: Longs, budget: int, handles: Longs
     ) -> DraftRequests:
         """Requests with other texts, and the trace's sampling parameters."""
-        count, sampling = rows.shape[0], self.trace.sampling
+        budgets = np.full(rows.shape[0], budget, np.int64)
+        parameters = self._parameters_of(rows.shape[0])
+        return DraftRequests(tokens, rows, lengths, budgets, *parameters, handles)
+
+    def _parameters_of(self, count: int) -> Parameters:
+        """Temperatures, top-k, top-p and noise keys of so many requests."""
         if count not in self._parameters:
+            sampling = self.trace.sampling
             self._parameters[count] = (
                 np.full(count, sampling.temperature),
                 np.full(count, sampling.top_k, np.int64),
                 np.full(count, sampling.top_p),
                 np.zeros(count, np.uint64),
             )
-        budgets = np.full(count, budget, np.int64)
-        return DraftRequests(tokens, rows, lengths, budgets, *self._parameters[count], handles)
+        return self._parameters[count]
 
     def continuation(self, which: Longs, emitted: int, budget: int, steps: int) -> Ints:
         """What they will emit next, (B, steps), -1 beyond the budget and the answer's end."""
@@ -93,4 +105,5 @@ class Texts:
         known = self.ids[rows, 0] >= 0
         if not known.all():  # a row that is no law teaches nothing
             rows, begins, ends, new = rows[known], begins[known], ends[known], new[known]
-        return VerifiedRows(tails, begins, ends, self.ids[rows], self.laws[rows], new)
+        temperatures = self._parameters_of(rows.shape[0])[0]
+        return VerifiedRows(tails, begins, ends, self.ids[rows], self.laws[rows], new, temperatures)

@@ -1,16 +1,18 @@
 """Options under ``specproof``: each mistake is answered with one sentence that names it."""
 
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
 from proposers import table
+from proposers.replay.drafters import MEMBERS
 from vllm_plugin.backends import CHAIN_RULES
 from vllm_plugin.config import (
     MAX_DRAFT_LENGTH,
     MAX_ENTRIES,
     MAX_ORDER,
     ConfigurationError,
+    Member,
     Options,
     read_options,
 )
@@ -34,6 +36,14 @@ def test_what_is_given_is_taken() -> None:
     given = {"rule": "token", "order": 6, "decay": 1, "count_cap": 3.5, "prompt_visits": False}
     options = read_options({"specproof": given})
     assert {name: getattr(options, name) for name in given} == given
+
+
+def test_members_are_known_and_named_once() -> None:
+    assert read_options({"specproof": {"members": ["aded"]}}).members == ["aded"]
+    assert "specproof.members is []" in sentence({"members": []})
+    assert "'sam'" in sentence({"members": ["stand", "sam"]})
+    assert "once" in sentence({"members": ["stand", "stand"]})
+    assert get_args(Member) == tuple(MEMBERS)
 
 
 def test_limits_repeated_here_are_those_of_their_owners() -> None:

@@ -41,7 +41,11 @@ def test_suffix_decoding_without_its_package_is_refused(monkeypatch: pytest.Monk
     text = refusal(OURS | {"model": "vllm_plugin.Suffix"})
     assert "arctic-inference" in text
     assert "pip install" in text
-    assert guard.check("org/name", OURS, None) is True
+    chooser = OURS | {"model": "vllm_plugin.Chooser"}
+    members = {"specproof": {"members": ["stand", "suffix"]}}
+    assert "arctic-inference" in refusal(chooser, members)
+    assert guard.check("org/name", chooser, None) is True
+    assert guard.check("org/name", OURS, members) is True
 
 
 def test_json_texts_are_read_like_objects() -> None:

@@ -19,7 +19,7 @@ from proposers import (
     StandTable,
     VerifiedRows,
 )
-from proposers.replay import Profile, profile, score
+from proposers.replay import Profile, make_drafter, most_tokens, profile, score
 from proposers.replay.scoring import RULES
 from theory.traces import Sampling, Trace
 
@@ -367,3 +367,21 @@ def test_prompt_lookup_sees_the_growing_text() -> None:
     found = profile(recorded, lambda: PromptLookupDrafter(draft_length=2), draft_length=2)
     assert found.q[:, 0].tolist() == [-1, -1, -1, -1, 1, 1, 1, 1]
     assert found.q[:, 1].tolist() == [-1, -1, -1, -1, 1, 1, 1, -1]
+
+
+@pytest.mark.parametrize("share", ["none", "prompt", "all"])
+@pytest.mark.parametrize("name", ["stand", "aded", "token_recycling"])
+def test_a_table_sized_for_the_text_drafts_as_a_large_one(share, name) -> None:
+    recorded = drawn(9, length=40)
+    shown = most_tokens(recorded, share)
+    # Prompts of 4 and 3 tokens with five and four answers, the longest of 40 tokens.
+    assert shown == {"none": 4 + 40, "prompt": 4 + 195, "all": 4 + 195 + 3 + 156}[share]
+    found = [
+        profile(
+            recorded, make_drafter(name, {"table_mib": 16}, draft_length=K, tokens=tokens),
+            draft_length=K, share=share,
+        ).q
+        for tokens in (None, shown)
+    ]  # fmt: skip
+    np.testing.assert_array_equal(*found)
+    assert make_drafter("stand", draft_length=K, tokens=44)().table.nbytes < 2**20

@@ -162,7 +162,7 @@ def test_chains_that_depend_on_K_are_walked_for_each(path):
         (["--options", '{"specproof": 3}'], "--options must be a JSON object"),
         (["--options", '{"ordr": 3}'], "no drafter has an option 'ordr'; the options are"),
         (["--options", '{"order": 99}'], "order is 99; it must lie in 1..8"),
-        (["--options", '{"order": "4"}'], "order is '4', which is not of the kind of 4"),
+        (["--options", '{"order": "4"}'], "order is '4', which is not of the kind of 6"),
         (["--options", '{"table_mib": 0}'], "a table budget of 0 bytes is too small"),
         (["--step-times", "missing.csv"], "missing.csv"),
         (["--plot", "picture.txt"], "--plot must end in .png, .pdf, .svg"),
