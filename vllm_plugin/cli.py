@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from proposers.replay.simulate_cli import simulate
+from proposers.replay.tune_cli import tune
 from theory.bounds_cli import bounds, register_recorded
 from theory.stopping_cli import stopping
 from vllm_plugin.audit_cli import AuditCommand, audit
@@ -38,6 +39,7 @@ app.command()(bounds)
 app.command()(stopping)
 app.command()(record)
 app.command()(simulate)
+app.command()(tune)
 app.command(cls=AuditCommand)(audit)
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
