@@ -119,13 +119,13 @@ def _draft(
             slot, matched = longest_match(table, keys, longest)
             if slot < 0:
                 break
-            # Judged before the token is drawn, from the prefix: lossless (trap 1).
+            mix(table, keys, slot, matched, interpolation, ids, law)
+            # Judged before the token is drawn, from the prefix and its law: lossless (trap 1).
             survival *= expected_acceptance(
-                matched, table.counts[slot], table.probabilities[slot, 0]
+                matched, order, table.counts[slot], law[0], temperatures[b]
             )
             if survival < min_survival:
                 break
-            mix(table, keys, slot, matched, interpolation, ids, law)
             n = reshape_law(
                 ids, law, temperatures[b], top_k[b], top_p[b], law_ids[b, i], laws[b, i]
             )

@@ -339,15 +339,16 @@ def test_a_chain_ends_where_its_expected_survival_falls_below_the_bound() -> Non
     table = taught(np.random.default_rng(6))
     text = [4, 5, 6]
     for bound in (0.0, 0.02, 0.1, 0.3, 0.9):
-        drafter = StandDrafter(table, draft_length=K, min_survival=bound)
+        # Without a mixture the law that is drafted from is the one that look_up finds.
+        drafter = StandDrafter(table, draft_length=K, min_survival=bound, interpolation=0)
         drafts = drafter.draft(requests([text], temperature=0.0))
+        whole = StandDrafter(table, draft_length=K, interpolation=0)
         tokens, survival, expected = list(text), 1.0, 0
-        for token in (
-            StandDrafter(table, draft_length=K).draft(requests([text], temperature=0.0)).tokens[0]
-        ):
+        for token in whole.draft(requests([text], temperature=0.0)).tokens[0]:
             found = table.look_up(np.array(tokens, np.int32))
             assert found is not None
-            survival *= expected_acceptance(found[3], found[2], float(found[1][0]))
+            _, law, count, matched = found
+            survival *= expected_acceptance(matched, table.order, count, float(law[0]), 0.0)
             if survival < bound:
                 break
             expected += 1
@@ -355,14 +356,26 @@ def test_a_chain_ends_where_its_expected_survival_falls_below_the_bound() -> Non
         assert drafts.lengths.tolist() == [expected]
 
 
-@given(st.integers(1, 8), st.floats(0, 50), st.floats(0, 1))
+@given(st.integers(1, 8), st.integers(0, 7), st.floats(0, 50), st.floats(0, 1.1), st.floats(0, 2))
 def test_expected_acceptance_is_a_probability_and_grows_with_certainty(
-    order: int, count: float, top: float
+    matched: int, more: int, count: float, top: float, temperature: float
 ) -> None:
-    value = expected_acceptance(order, count, top)
+    order = min(matched + more, 8)
+    value = expected_acceptance(matched, order, count, top, temperature)
     assert 0 < value < 1
-    assert expected_acceptance(order, count, 1.0) >= value
-    assert expected_acceptance(min(order + 1, 8), count, top) >= value
+    assert expected_acceptance(matched, order, count, 1.0, temperature) >= value
+    assert expected_acceptance(matched, order, count, top, temperature + 0.5) >= value
+    sure = expected_acceptance(matched, order, count, 1.0, temperature)
+    assert expected_acceptance(order, order, count, 1.0, temperature) >= sure
+
+
+def test_a_match_as_long_as_the_table_allows_counts_as_a_long_one() -> None:
+    """It was cut there: a table of order 3 must not take all its best matches for poor ones."""
+    cut = expected_acceptance(3, 3, 2.0, 0.8, 0.7)
+    assert (
+        cut == expected_acceptance(6, 6, 2.0, 0.8, 0.7) == expected_acceptance(7, 8, 2.0, 0.8, 0.7)
+    )
+    assert cut > expected_acceptance(3, 4, 2.0, 0.8, 0.7)
 
 
 @pytest.mark.parametrize("bound", [-0.1, 1.0, float("nan")])
