@@ -38,9 +38,9 @@ from vllm_plugin import spec_bench
 from vllm_plugin.models import ModelError
 from vllm_plugin.provenance import provenance
 from vllm_plugin.record import Plan
-from vllm_plugin.record_cli import Session
 from vllm_plugin.record_journal import counters_of
 from vllm_plugin.record_server import MOST_HEADS, RecordError
+from vllm_plugin.record_session import Session
 from vllm_plugin.server import (
     ServerError,
     ServerOptions,

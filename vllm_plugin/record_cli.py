@@ -7,10 +7,8 @@ import json
 import os
 import shlex
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,12 +19,9 @@ if TYPE_CHECKING:
 
     from theory.traces import Trace
     from vllm_plugin.record import Plan
-    from vllm_plugin.record_journal import Journal
-    from vllm_plugin.record_server import RecordingServer
     from vllm_plugin.server import ServerProcess
 
 INTERRUPTED = 130
-_KEPT = 64
 
 
 def record(
@@ -66,6 +61,7 @@ def record(
 
     from vllm_plugin.models import ModelError
     from vllm_plugin.record_server import RecordError, ServerLost
+    from vllm_plugin.record_session import Session
     from vllm_plugin.server import ServerError
     from vllm_plugin.spec_bench import DatasetError
 
@@ -94,67 +90,12 @@ def record(
     if ended is None and trace is not None and trace.provenance["complete"]:
         _show(trace, out, as_json)
         return
-    if session.journal is None and isinstance(ended, (ModelError, RecordError)):
-        raise _fail(str(ended), 1 if isinstance(ended, ServerLost) else 2)
+    code = INTERRUPTED if isinstance(ended, KeyboardInterrupt) else 1
     log = f"; its log is {server.log_path}" if server and server.log_path else ""
-    raise _fail(
-        f"{_why(ended)}{log}; {_left(trace, out, len(plan.questions))}",
-        INTERRUPTED if isinstance(ended, KeyboardInterrupt) else 1,
-    )
-
-
-@dataclass
-class Session:
-    """One sitting: the server's answers go to the journal, and from there into the trace."""
-
-    plan: Plan
-    out: Path
-    stage: Console
-    journal: Journal | None = field(default=None, init=False)
-
-    async def run(self, url: str) -> None:
-        """Ask what is still to be asked."""
-        from vllm_plugin.provenance import provenance
-        from vllm_plugin.record import prompts_of, record, settings_of
-        from vllm_plugin.record_journal import Journal
-        from vllm_plugin.record_server import RecordingServer
-
-        server = await RecordingServer.open(url)
-        try:
-            prompts = await prompts_of(self.plan, server)
-            self._say(server)
-            self.journal = Journal(self.out, settings_of(self.plan, server))
-            done = len(self.journal.finished())
-            sitting = self.journal.begin(
-                {**provenance(), "concurrency": self.plan.concurrency, "server": _about(server)}
-            )
-            with _progress(self.stage, self.plan, done) as on_answer:
-                await record(self.plan, server, self.journal, prompts, sitting, on_answer)
-        finally:
-            await server.close()
-
-    def finish(self) -> Trace | None:
-        """Write what there is; the journal goes when nothing is left to ask."""
-        from theory.trace_file import write
-
-        if self.journal is None:
-            return None
-        try:
-            trace = self.journal.assemble(len(self.plan.questions))
-            if trace is not None:
-                write(self.out, trace)
-                if trace.provenance["complete"]:
-                    self.journal.remove()
-            return trace
-        finally:
-            self.journal.close()
-
-    def _say(self, server: RecordingServer) -> None:
-        if server.heads < min(_KEPT, server.vocabulary):
-            self.stage.print(
-                f"{server.url} grants {server.heads} log probabilities a token, so the laws keep "
-                f"{server.heads} entries; started with --max-logprobs 256, they would keep {_KEPT}"
-            )
+    if session.journal is None:
+        wrong = isinstance(ended, (ModelError, RecordError)) and not isinstance(ended, ServerLost)
+        raise _fail(f"{_why(ended)}{log}; nothing was asked", 2 if wrong else code)
+    raise _fail(f"{_why(ended)}{log}; {_left(trace, out, len(plan.questions))}", code)
 
 
 def _plan(
@@ -253,42 +194,6 @@ def _server(
     )
     with vllm_server(options, console=stage) as server:
         yield server
-
-
-@contextmanager
-def _progress(stage: Console, plan: Plan, done: int) -> Iterator[Any]:
-    """A bar over the answers, with the speed."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=30),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-    )
-    tokens, began = 0, time.monotonic()
-    with Progress(*columns, console=stage) as progress:
-        bar = progress.add_task(
-            "answers", total=plan.samples * len(plan.questions), completed=plan.samples * done
-        )
-
-        def on_answer(count: int) -> None:
-            nonlocal tokens
-            tokens += count
-            rate = tokens / max(time.monotonic() - began, 1e-9)
-            progress.update(bar, advance=1, description=f"answers, {rate:.0f} tokens/s")
-
-        yield on_answer
-
-
-def _about(server: RecordingServer) -> dict[str, Any]:
-    return {
-        "url": server.url,
-        "model": server.model,
-        "root": server.root,
-        "vllm": server.version,
-        "max_model_len": server.longest_text,
-    }
 
 
 def _why(ended: BaseException | None) -> str:
