@@ -305,6 +305,19 @@ def test_a_full_disk_is_told_and_costs_nothing_that_is_finished(
     assert [s["questions"] for s in read(tmp_path / "trace.npz").provenance["sittings"]] == [3, 2]
 
 
+def test_others_who_use_the_server_are_told(command: Callable[..., Any]) -> None:
+    class Busy(FakeVllm):
+        def complete(self, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+            self.tokens += 2
+            return super().complete(body)
+
+    for kind, told in ((FakeVllm, False), (Busy, True)):
+        with served(kind(P, P, most_logprobs=256)) as url:
+            run = command("--url", url, out=f"{kind.__name__}.npz")
+        assert run.exit_code == 0, run.stderr
+        assert ("others used it" in run.stdout) == told
+
+
 def test_a_server_without_counters(command: Callable[..., Any], tmp_path: Path) -> None:
     with served(FakeVllm(P, P, "metrics")) as url:
         run = command("--url", url)
