@@ -18,7 +18,7 @@ from theory.traces import Sampling, Trace
 
 FORMAT = "specproof-trace"
 VERSION = 2
-_ARRAYS = {
+_ARRAYS: dict[str, tuple[Any, int]] = {
     "prompt_tokens": (np.int32, 1),
     "prompt_begins": (np.int64, 1),
     "categories": (np.str_, 1),
@@ -156,7 +156,7 @@ def _load(path: Path) -> tuple[dict[str, Any] | None, dict[str, Any]]:
         if set(held.files) - {_TAILS} != {"header", *_ARRAYS, *_DERIVED}:
             raise ValueError(f"it holds {', '.join(held.files)}")
         arrays = {}
-        kinds: dict[str, tuple[Any, int]] = dict(_ARRAYS)
+        kinds = dict(_ARRAYS)
         if _TAILS in held.files:
             kinds[_TAILS] = (np.float32, 2)
         for name, (kind, dimensions) in kinds.items():

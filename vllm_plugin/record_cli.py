@@ -238,6 +238,12 @@ def _show(trace: Trace, out: Path, as_json: bool) -> None:
             f"the engine delivered {efficiency:.3f} tokens a decode step and accepted "
             f"{counters['accepted_tokens']:,} of {drafted:,} drafted tokens"
         )
+    counted = counters.get("generation_tokens", len(trace))
+    if counted != len(trace):
+        typer.echo(
+            f"the server counted {counted:,} tokens meanwhile: others used it, or a sitting with "
+            "several questions in flight broke off, so its numbers are not of these answers alone"
+        )
 
 
 def _fail(message: str, code: int) -> typer.Exit:

@@ -182,16 +182,7 @@ class RecordingServer:
             tokens = [int(token) for token in choice["token_ids"]]
             given = choice["logprobs"]
             own = [float(value) for value in given["token_logprobs"]]
-            rows = [
-                sorted(
-                    (
-                        (float(log), int(name.removeprefix("token_id:")))
-                        for name, log in row.items()
-                    ),
-                    reverse=True,
-                )[: self.heads]
-                for row in given["top_logprobs"]
-            ]
+            rows = [_sorted(row)[: self.heads] for row in given["top_logprobs"]]
         except (KeyError, TypeError, ValueError, AttributeError):
             raise RecordError(
                 f"{self.url} returns no token ids, or no log probabilities by token id "
@@ -274,7 +265,8 @@ def _sorted(row: Mapping[str, float]) -> list[tuple[float, int]]:
     """(log probability, token), most probable first.
 
     vLLM begins a row with the emitted token, which is one entry more than asked for where it is
-    not among the most probable; sorted, and cut to the number asked for, it is gone.
+    not among the most probable; sorted, and cut to the number asked for, it is gone. Of equals the
+    lowest token comes first, which is the one that a greedy request emits.
     """
     found = [(float(log), int(name.removeprefix("token_id:"))) for name, log in row.items()]
     return sorted(found, key=lambda one: (-one[0], one[1]))

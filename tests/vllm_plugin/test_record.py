@@ -20,6 +20,7 @@ from theory.traces import Trace
 from vllm_plugin.cli import app
 from vllm_plugin.fingerprint import PROBES, fingerprint
 from vllm_plugin.record_journal import counters_of
+from vllm_plugin.record_server import _sorted
 
 P = target()
 TURNS = ("abc", "what?", "why", "when", "who is it")
@@ -118,6 +119,12 @@ def test_a_recording_holds_the_laws_of_the_server(
     assert counters.first_tokens == 15 and counters.block_efficiency == pytest.approx(2.0)
     assert origin["counters"]["block_efficiency"] == pytest.approx(2.0)
     assert shown["counters"]["draft_tokens"] == counters.draft_tokens > 0
+
+
+def test_of_equal_tokens_the_lowest_comes_first() -> None:
+    """As argmax takes it; vLLM's own order of a row begins with the emitted token."""
+    row = {"token_id:7": -1.5, "token_id:5": -0.5, "token_id:11": -1.5, "token_id:3": -1.5}
+    assert _sorted(row) == [(-0.5, 5), (-1.5, 3), (-1.5, 7), (-1.5, 11)]
 
 
 def test_samples_of_a_question_follow_each_other(
@@ -296,6 +303,19 @@ def test_a_full_disk_is_told_and_costs_nothing_that_is_finished(
         run = command("--url", url)
     assert run.exit_code == 0, run.output
     assert [s["questions"] for s in read(tmp_path / "trace.npz").provenance["sittings"]] == [3, 2]
+
+
+def test_others_who_use_the_server_are_told(command: Callable[..., Any]) -> None:
+    class Busy(FakeVllm):
+        def complete(self, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+            self.tokens += 2
+            return super().complete(body)
+
+    for kind, told in ((FakeVllm, False), (Busy, True)):
+        with served(kind(P, P, most_logprobs=256)) as url:
+            run = command("--url", url, out=f"{kind.__name__}.npz")
+        assert run.exit_code == 0, run.stderr
+        assert ("others used it" in run.stdout) == told
 
 
 def test_a_server_without_counters(command: Callable[..., Any], tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from tests.proposers.replay.small_traces import GivenDrafter, trace
 from theory import optimal_acceptance
 from theory.bounds_cli import bounds
 from theory.trace_file import write
-from theory.traces import Trace
+from theory.traces import Sampling, Trace
 
 RNG = np.random.default_rng(0)
 P, Q = RNG.dirichlet(np.ones(5), 5), RNG.dirichlet(np.full(5, 0.4), 5)
@@ -117,3 +117,15 @@ def test_theory_alone_has_no_drafters(tmp_path: Path, monkeypatch: pytest.Monkey
     assert run.exit_code == 2 and "use the command `specproof bounds`" in run.stderr
     run = CliRunner().invoke(app, ["--trace", "rows.jsonl", "--drafter", "stand"])
     assert run.exit_code == 2 and "go with a recorded --trace" in run.stderr
+
+
+def test_greedy_rows_stand_on_the_emitted_token_wherever_the_head_has_it() -> None:
+    """Equal logits are common in bfloat16, so the head may begin with another."""
+    greedy = replace(recorded(), sampling=Sampling(0.0))
+    found = law_rows(greedy, drafter, most=100)
+    emitted = [t for t in (1, 2, 3, 4, 5, 7, 8) if greedy.tokens[t - 1] != 3]
+    assert any(greedy.tokens[t] != greedy.ids[t, 0] for t in emitted)
+    for place, (p, q) in zip(emitted, found.rows, strict=True):
+        assert sorted(p)[-2:] == [0, 1]
+        before, token = greedy.tokens[place - 1], greedy.tokens[place]
+        assert np.minimum(p, q).sum() == pytest.approx(Q[before][token])
