@@ -85,10 +85,12 @@ def test_a_server_saves_its_table_and_the_next_engine_drafts_from_its_first_step
             while not path.exists():  # while it serves, by the clock
                 assert time.monotonic() < until
                 time.sleep(0.1)
-            first = path.stat()
+            time.sleep(1.2)  # whatever the answer taught is saved now
+            first, saves = path.stat(), value(server, "specproof:table_saves_total")
             assert contexts(path) > TOKENS
-            time.sleep(0.6)
-            assert value(server, "specproof:table_saves_total") == 1  # idle: nothing to save
+            assert saves >= 1
+            time.sleep(0.8)
+            assert value(server, "specproof:table_saves_total") == saves  # idle: nothing to save
             cold_steps = value(server, "vllm:spec_decode_num_drafts_total")
             cold_accepted = value(server, "vllm:spec_decode_num_accepted_tokens_total")
             path.unlink()  # so that what is there later was saved at the end
