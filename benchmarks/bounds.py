@@ -17,7 +17,6 @@ from math import comb
 from pathlib import Path
 
 import numpy as np
-from provenance import provenance
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -25,6 +24,7 @@ from rich.table import Table
 from theory import acceptance_rate, optimal_acceptance, transport_plan
 from theory.candidates import set_law
 from theory.laws import row_blocks
+from vllm_plugin.provenance import provenance
 
 VOCABULARY, K = 152_064, 4
 LIMITS = {"iid optimum": 2.5, "without replacement": 150.0, "K-SEQ acceptance": 3.0}

@@ -18,16 +18,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import spec_bench
 from arguments import BriefParser, at_least, numbers, temperature
-from provenance import provenance
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
+from vllm_plugin import spec_bench
 from vllm_plugin.load import Workload, measure
 from vllm_plugin.measurement import MeasurementError
 from vllm_plugin.models import ModelError
+from vllm_plugin.provenance import provenance
 from vllm_plugin.server import (
     ServerError,
     ServerOptions,

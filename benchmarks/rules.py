@@ -19,12 +19,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from provenance import provenance
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
 from vllm_plugin import stock_rule
+from vllm_plugin.provenance import provenance
 
 stock_rule.load_kernels()  # before numba comes in with the back ends
 

@@ -21,18 +21,18 @@ from pathlib import Path
 from typing import Any
 
 import methods
-import spec_bench
 from arguments import BriefParser, at_least, temperature
 from methods import Method, MethodError
-from provenance import provenance
 from rich.console import Console
 from rich.progress import Progress
-from spec_bench import DatasetError
 
+from vllm_plugin import spec_bench
 from vllm_plugin.load import Question, Workload, measure
 from vllm_plugin.measurement import Measurement, MeasurementError, pooled, speed_ratios, table
 from vllm_plugin.models import ModelError
+from vllm_plugin.provenance import provenance
 from vllm_plugin.server import ServerError, ServerOptions, model_folder, vllm_server
+from vllm_plugin.spec_bench import DatasetError
 
 _CALIBRATION_TOKENS = 128
 _CONSOLE = Console(stderr=True)

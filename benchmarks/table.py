@@ -18,16 +18,16 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
-import spec_bench
 from arguments import BriefParser, at_least, numbers
 from numpy.typing import NDArray
-from provenance import provenance
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
 from proposers import ENTRIES, DraftRequests, StandDrafter, StandTable, VerifiedRows
+from vllm_plugin import spec_bench
 from vllm_plugin.models import ModelError
+from vllm_plugin.provenance import provenance
 from vllm_plugin.server import model_folder
 
 TARGET = 5.0  # microseconds a row, update and look-up together

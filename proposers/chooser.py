@@ -43,6 +43,7 @@ from proposers.gains import (
     Courses,
     decide,
     emitted_masses,
+    more_room,
     no_courses,
     no_estimates,
     settle,
@@ -239,9 +240,7 @@ class ChooserDrafter:
             if not self._free:
                 held = self._courses.lengths.shape[0]
                 more = self._room(held)
-                self._courses = Courses(
-                    *(np.concatenate(pair) for pair in zip(self._courses, more, strict=True))
-                )
+                self._courses = more_room(self._courses, more)
                 self._free = list(range(held, 2 * held))
             slot = self._slots[handle] = self._free.pop()
             self._courses.lengths[slot] = -1

@@ -86,6 +86,12 @@ def no_courses(requests: int, members: int, draft_length: int) -> Courses:
     )
 
 
+def more_room(held: Courses, more: Courses) -> Courses:
+    """Courses of the requests of both."""
+    joined: list[NDArray[Any]] = [np.concatenate([a, b]) for a, b in zip(held, more, strict=True)]
+    return Courses(*joined)
+
+
 @njit(cache=True, nogil=True)
 def emitted_masses(
     row_tokens: Any,

@@ -8,6 +8,7 @@ grows, nothing is a Python object, and the same layout can live in GPU memory.
 Source: STAND, arXiv 2506.04708, section 3 (ALGORITHMS.md 1).
 """
 
+import threading
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,7 +21,7 @@ from proposers.noise import mix64
 ENTRIES = 10  # of the paper; an option
 MAX_ENTRIES = 32
 MAX_ORDER = 8
-_BUCKET = 8
+BUCKET = 8  # slots: one cache line of keys
 _SALT = np.uint64(0x5350454350524F4F)
 _NOTHING = np.zeros(0, np.int32)
 _NO_WEIGHTS = np.zeros(0)
@@ -48,7 +49,7 @@ def bytes_per_slot(entries: int) -> int:
 
 def least_bytes(entries: int) -> int:
     """The smallest budget: one bucket."""
-    return _BUCKET * bytes_per_slot(entries) + _CLOCK_BYTES
+    return BUCKET * bytes_per_slot(entries) + _CLOCK_BYTES
 
 
 def capacity(entries: int, budget_bytes: int) -> int:
@@ -65,8 +66,8 @@ def extend_key(key: Any, token: Any) -> Any:
 @njit(inline="always")
 def find(table: Any, key: Any) -> Any:
     """The slot of a context, or -1."""
-    base = np.int64(key & np.uint64(table.keys.shape[0] // _BUCKET - 1)) * _BUCKET
-    for slot in range(base, base + _BUCKET):
+    base = np.int64(key & np.uint64(table.keys.shape[0] // BUCKET - 1)) * BUCKET
+    for slot in range(base, base + BUCKET):
         if table.keys[slot] == key:
             return slot
     return -1
@@ -75,9 +76,9 @@ def find(table: Any, key: Any) -> Any:
 @njit(inline="always")
 def find_or_claim(table: Any, key: Any) -> Any:
     """The slot of a context; a new one takes an empty slot or evicts the bucket's oldest."""
-    base = np.int64(key & np.uint64(table.keys.shape[0] // _BUCKET - 1)) * _BUCKET
+    base = np.int64(key & np.uint64(table.keys.shape[0] // BUCKET - 1)) * BUCKET
     oldest: Any = base
-    for slot in range(base, base + _BUCKET):
+    for slot in range(base, base + BUCKET):
         if table.keys[slot] == key:
             return slot
         if table.keys[slot] == 0:
@@ -297,6 +298,7 @@ class StandTable:
             )
         slots = capacity(entries, budget_bytes)
         self.order, self.entries = order, entries
+        self.lock = threading.Lock()  # held while slots change, so that a thread may copy them
         self.emitted_weight = float(emitted_weight)
         self._decay, self._cap = np.float32(decay), np.float32(count_cap)
         self.arrays = TableArrays(
@@ -336,11 +338,12 @@ class StandTable:
         """
         known = rows.emitted if self.emitted_weight > 0 else _NOTHING
         coldness = np.maximum(1 - rows.temperatures, 0) if known.size else _NO_WEIGHTS
-        _observe(
-            self.arrays, self.order, rows.tokens, rows.begins, rows.ends,
-            rows.ids, rows.probabilities, known,
-            (self.emitted_weight * coldness).astype(np.float32), self._decay, self._cap,
-        )  # fmt: skip
+        weights = (self.emitted_weight * coldness).astype(np.float32)
+        with self.lock:
+            _observe(
+                self.arrays, self.order, rows.tokens, rows.begins, rows.ends,
+                rows.ids, rows.probabilities, known, weights, self._decay, self._cap,
+            )  # fmt: skip
 
     def observe_text(self, tokens: Ints) -> None:
         """Visit the contexts of a known text (a prompt) with its own next tokens as point masses.
@@ -349,7 +352,8 @@ class StandTable:
         again, as several samples or further turns, would otherwise wear out what the target's laws
         taught: on recorded trajectories that costs 0.02 of block efficiency.
         """
-        _observe_text(self.arrays, self.order, tokens, self._decay, self._cap)
+        with self.lock:
+            _observe_text(self.arrays, self.order, tokens, self._decay, self._cap)
 
     def look_up(self, context: Ints) -> tuple[Ints, NDArray[np.float32], float, int] | None:
         """The longest known suffix of ``context``: (ids, mean law, count, order), or None."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast, get_args
 
@@ -13,13 +13,35 @@ if TYPE_CHECKING:
     from theory.inputs import Row
     from theory.report import Bound, Spread
 
+Recorded = Callable[
+    [Path, str, "str | None", int, Callable[[float], None]], "tuple[list[Row], str]"
+]
+"""(trace file, drafter, its options as JSON, most rows, told the share that is done) -> rows, and
+a sentence that says which they are."""
+_recorded: list[Recorded] = []
+
+
+def register_recorded(rows: Recorded) -> None:
+    """Say how rows come out of a recorded trace: that takes a drafter, which theory has not."""
+    _recorded[:] = [rows]
+
 
 def bounds(
     p: Annotated[Path | None, typer.Option("--p", help="Target law: .npy, .npz or .csv.")] = None,
     q: Annotated[Path | None, typer.Option("--q", help="Draft law, the same formats.")] = None,
     trace: Annotated[
-        Path | None, typer.Option("--trace", help="Recorded rows (specproof-trace/1) instead.")
+        Path | None,
+        typer.Option("--trace", help="Of `specproof record` (.npz), or rows (specproof-trace/1)."),
     ] = None,
+    drafter: Annotated[
+        str | None, typer.Option(help="Whose q, along a recorded .npz; stand unless given.")
+    ] = None,
+    options: Annotated[
+        str | None, typer.Option(metavar="JSON", help="The drafter's, as in --additional-config.")
+    ] = None,
+    most: Annotated[
+        int, typer.Option("--most", min=1, help="Rows drawn from a recorded .npz, at most.")
+    ] = 1000,
     k: Annotated[str, typer.Option("--k", help="Numbers of candidates.")] = "1,2,4,8",
     drafts: Annotated[
         str, typer.Option("--drafts", help="Any of iid,without_replacement,top_plus_one, or all.")
@@ -45,9 +67,12 @@ def bounds(
         schemes = _names(drafts, get_args(Drafts), "--drafts")
         chosen = _names(rules, RULES, "--rules")
         floor, table = report(
-            _rows(p, q, trace), counts, cast(list[Drafts], schemes), cast(list[Rule], chosen)
+            _rows(p, q, trace, (drafter, options, most)),
+            counts,
+            cast(list[Drafts], schemes),
+            cast(list[Rule], chosen),
         )
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:
         typer.echo(f"specproof bounds: {error}", err=True)
         raise typer.Exit(2) from None
     if plot is not None:
@@ -97,17 +122,35 @@ def draw(path: Path, floor: Spread, table: list[Bound]) -> None:
     pyplot.close(figure)
 
 
-def _rows(p: Path | None, q: Path | None, trace: Path | None) -> Iterator[Row]:
+def _rows(
+    p: Path | None,
+    q: Path | None,
+    trace: Path | None,
+    drafting: tuple[str | None, str | None, int],
+) -> Iterator[Row]:
     """Rows of the inputs, with a progress bar on standard error."""
     from rich.console import Console
     from rich.progress import Progress
 
     from theory.inputs import pairs, read_laws, read_trace
 
+    drafter, options, most = drafting
     if (trace is None) == (p is None and q is None) or (p is None) != (q is None):
         raise ValueError("give --p and --q, or --trace")
+    recorded = trace is not None and trace.suffix == ".npz"
+    if not recorded and (drafter is not None or options is not None):
+        raise ValueError("--drafter and --options go with a recorded --trace, a .npz file")
     with Progress(console=Console(stderr=True), transient=True) as progress:
-        if trace is not None:
+        if trace is not None and recorded:
+            if not _recorded:
+                raise ValueError(f"{trace} needs a drafter: use the command `specproof bounds`")
+            task = progress.add_task("tokens", total=1.0)
+            rows, what = _recorded[0](
+                trace, drafter or "stand", options, most, lambda done: progress.advance(task, done)
+            )
+            progress.console.print(what, highlight=False, soft_wrap=True)
+            yield from progress.track(rows, description="rows")
+        elif trace is not None:
             size = trace.stat().st_size
             task = progress.add_task("rows", total=size)
             yield from read_trace(trace, lambda read: progress.advance(task, read))

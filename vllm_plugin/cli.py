@@ -7,14 +7,16 @@ progress and errors go to standard error.
 
 import json
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from proposers.replay.simulate_cli import simulate
-from theory.bounds_cli import bounds
+from proposers.replay.tune_cli import tune
+from theory.bounds_cli import bounds, register_recorded
 from theory.stopping_cli import stopping
 from vllm_plugin.audit_cli import AuditCommand, audit
+from vllm_plugin.record_cli import record
 
 app = typer.Typer(
     name="specproof",
@@ -24,9 +26,20 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+
+def _recorded_rows(*words: Any) -> Any:
+    """Rows of a recorded trace for `bounds`; numba and the drafters are loaded only then."""
+    from proposers.replay.law_rows import recorded_rows
+
+    return recorded_rows(*words)
+
+
+register_recorded(_recorded_rows)
 app.command()(bounds)
 app.command()(stopping)
+app.command()(record)
 app.command()(simulate)
+app.command()(tune)
 app.command(cls=AuditCommand)(audit)
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]

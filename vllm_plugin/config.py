@@ -12,6 +12,7 @@ SECTION = "specproof"
 MAX_ORDER = 8
 MAX_ENTRIES = 32
 MAX_DRAFT_LENGTH = 128  # vLLM's MAX_SPEC_LEN
+MAX_MINUTES = 60 * 24 * 365
 MAX_CACHED_REQUESTS = 2**31 - 1
 Member = Literal["stand", "prompt_lookup", "suffix", "token_recycling", "aded"]
 
@@ -31,6 +32,12 @@ class Options(BaseModel):
     )
     table_mib: Annotated[int, Field(ge=1, le=1 << 20)] = Field(
         256, description="memory of the STAND table, in MiB"
+    )
+    table_path: Annotated[str, Field(min_length=1)] | None = Field(
+        None, description="file that the STAND table is read from and saved to"
+    )
+    table_save_minutes: Annotated[float, Field(ge=0, le=MAX_MINUTES)] = Field(
+        5, description="time between two saves of the STAND table; 0 saves it only at the end"
     )
     entries: Annotated[int, Field(ge=1, le=MAX_ENTRIES)] = Field(
         10, description="tokens that the STAND table keeps of each context's law"

@@ -176,10 +176,12 @@ def _hooks() -> list[Check]:
     if hooks.vllm_version() is None:
         return [Check("hooks", "problem", "not checked, since vLLM is not installed")]
     checks = []
-    for hook in (*hooks.SPECULATION, hooks.EXPAND):
+    for hook in (*hooks.SPECULATION, *hooks.TABLES, hooks.EXPAND):
         wrong = hooks.problem(hook)
         if wrong is None:
             checks.append(Check("hook", "ok", hook.target))
+        elif hook in hooks.TABLES:
+            checks.append(Check("hook", "warning", wrong, "the option table_path is refused"))
         elif hook is hooks.EXPAND:
             checks.append(Check("hook", "warning", wrong, "the CPU repair is not applied"))
         else:
@@ -279,8 +281,9 @@ def _suffix_baseline() -> Check:
             "unset it: vLLM's suffix method needs no patches",
         )
     if found is None:
-        return Check(name, "ok", "missing, needed by benchmarks only (`make bench` brings it)")
-    return Check(name, "ok", f"{found}, for the suffix baseline")
+        found = "missing, needed by suffix decoding only (`make bench` brings it)"
+        return Check(name, "ok", found)
+    return Check(name, "ok", f"{found}, for suffix decoding")
 
 
 def _models() -> list[Check]:

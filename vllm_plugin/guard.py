@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vllm_plugin import PROPOSERS as NAMES
-from vllm_plugin import hooks, metrics
+from vllm_plugin import hooks, metrics, warm_start
 from vllm_plugin.config import MAX_DRAFT_LENGTH, ConfigurationError, Options, read_options
 
 _SETTINGS = {"method", "model", "num_speculative_tokens"}
@@ -78,6 +78,7 @@ def check(model: str, speculative_config: object, additional_config: object) -> 
         )
     options = read_options(_as_mapping(additional_config) or {})
     _check_packages(settings["model"], options)
+    warm_start.refuse_without_table(settings["model"], options)
     if _looks_like_a_path(model) and not Path(model).expanduser().is_dir():
         raise ConfigurationError(f"the model folder {model} does not exist")
     return True
@@ -92,6 +93,14 @@ def _check_packages(proposer: str, options: Options) -> None:
             f"suffix decoding in {proposer} needs the package arctic-inference, which is not "
             "installed; pip install arctic-inference==0.3.0 builds it from source, or do without"
         )
+
+
+def _check_table(model_config: Any, additional_config: object) -> None:
+    """Refuse a table's file that is not this model's; let its engine save before it is killed."""
+    options = read_options(_as_mapping(additional_config) or {})
+    if options.table_path is not None:
+        warm_start.check(model_config, options)
+        warm_start.wait_for_saving()
 
 
 def _refuse_options_without_us(additional_config: object) -> None:
@@ -126,11 +135,14 @@ def _guarded(original: Any) -> Any:
             if ours:
                 check_workers(self.tensor_parallel_size, self.pipeline_parallel_size)
                 metrics.prepare()
+            config = original(self, *args, **kwargs)
+            if ours:
+                _check_table(config.model_config, self.additional_config)
         except ConfigurationError as error:
             if _is_vllm_command():
                 sys.exit(f"specproof: {error}")  # no traceback in front of a person
             raise
-        return original(self, *args, **kwargs)
+        return config
 
     return create_engine_config
 

@@ -84,6 +84,35 @@ EXPAND = Hook(
     "vLLM's own expand_batch_to_tokens passes the check in cpu_repair.fault_present",
     replaced=True,
 )
+RUNNER_SHUTDOWN = Hook(
+    "vllm.v1.worker.gpu_model_runner:GPUModelRunner.shutdown",
+    ("self",),
+    "the STAND table is saved to table_path when an engine ends; runs in the runner's process, for "
+    "LLM objects and servers alike",
+    "none known",
+    "custom_class proposers are told when their runner ends",
+    replaced=True,
+)
+ENGINE_SHUTDOWN = Hook(
+    "vllm.v1.engine.core:EngineCoreProc._handle_shutdown",
+    ("self",),
+    "where the runner lives in the engine core's process, its shutdown runs with SIGTERM and "
+    "SIGINT at their defaults, and the second signal of a Ctrl-C would end it in mid-save; this "
+    "is earlier",
+    "none known",
+    "as RUNNER_SHUTDOWN, or the engine core keeps its handlers until it is shut down",
+    replaced=True,
+)
+ENGINE_GRACE = Hook(
+    "vllm.v1.engine.utils:get_engine_process_shutdown_timeout",
+    ("request_timeout", "process_timeout"),
+    "vllm serve kills its engine process right after SIGTERM, before it could save a table; with "
+    "table_path it waits as it does on ROCm",
+    "vllm/v1/engine/utils.py:ROCM_ENGINE_PROCESS_SHUTDOWN_TIMEOUT_S",
+    "vLLM lets engine processes end on every platform",
+    replaced=True,
+)
+TABLES = (RUNNER_SHUTDOWN, ENGINE_SHUTDOWN, ENGINE_GRACE)  # needed for table_path only
 RELIED_ON = (
     Hook(
         "vllm.v1.spec_decode.custom_class_proposer:create_custom_proposer",

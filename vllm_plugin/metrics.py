@@ -14,6 +14,7 @@ import multiprocessing
 import os
 import shutil
 import tempfile
+import threading
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
@@ -22,11 +23,13 @@ from typing import Any
 FOLDER = "SPECPROOF_METRICS_DIR"
 COUNTERS = {
     "requests_without_drafts": ("reason", "Requests served without drafts, by reason."),
+    "table_saves": ("result", "Saves of the STAND table to table_path, by result."),
     "rows_without_law": ("kind", "Target rows that were no law (NaN, or no finite logit)."),
 }
 
 _counts: dict[str, dict[str, int]] = {name: {} for name in COUNTERS}
 _pid = os.getpid()
+_counting = threading.Lock()
 
 
 @cache
@@ -43,16 +46,21 @@ def prepare() -> None:
     _register()
 
 
-def count(name: str, label: str, message: str) -> None:
+def count(name: str, label: str, message: str | None = None) -> None:
     """Add one to a counter; the first of each label is also logged, with this message."""
+    with _counting:  # the thread that saves tables counts too
+        _count(name, label, message)
+
+
+def _count(name: str, label: str, message: str | None) -> None:
     global _pid
     if _pid != os.getpid():  # a fork: what the parent counted is the parent's
         _pid = os.getpid()
         for counter in _counts.values():
             counter.clear()
     counter = _counts[name]
-    if label not in counter:
-        _log().warning("specproof: %s (counted as specproof:%s_total)", message, name)
+    if message is not None and label not in counter:
+        log().warning("specproof: %s (counted as specproof:%s_total)", message, name)
     counter[label] = counter.get(label, 0) + 1
     if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
         _prometheus(name).labels(label).inc()
@@ -119,7 +127,8 @@ class _Collector:
             yield family
 
 
-def _log() -> Any:
+def log() -> Any:
+    """The plugin's logger, whose lines look like vLLM's."""
     from vllm.logger import init_logger
 
     return init_logger("vllm.specproof")

@@ -8,7 +8,7 @@ import numpy as np
 
 from proposers import Drafter, PromptLookupDrafter, StandDrafter, StandTable
 from proposers.replay.drafters import DRAFTERS
-from vllm_plugin import hooks, let_through, stopwatch
+from vllm_plugin import hooks, let_through, stopwatch, table_keeper
 from vllm_plugin.adapter_v1 import V1Adapter, install
 from vllm_plugin.config import ConfigurationError, Options, read_options
 from vllm_plugin.warm_up import warm_up
@@ -27,10 +27,12 @@ class Proposer:
         speculative = vllm_config.speculative_config
         assert speculative is not None
         self.options = read_options(vllm_config.additional_config)
+        drafter = self.make_drafter(
+            self.options, speculative.num_speculative_tokens, vllm_config.model_config.seed or 0
+        )
+        self.keeper = table_keeper.keep(drafter, self.options, vllm_config)
         self.adapter = V1Adapter(
-            self.make_drafter(
-                self.options, speculative.num_speculative_tokens, vllm_config.model_config.seed or 0
-            ),
+            drafter,
             rule=self.options.rule,
             order=self.options.order,
             entries=self.options.entries,

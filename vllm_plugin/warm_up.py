@@ -13,19 +13,19 @@ from vllm_plugin.top_entries import top_entries
 
 def warm_up(drafter: Drafter) -> None:
     """Run a throwaway drafter and the kernels beside it once, with the argument types of a step."""
-    text = np.array([[1, 2, 3, 1, 2, 3, 1, 2]], np.int32)
-    drafter.start(0, text[0])
+    text = np.array([[1, 2, 3, 1, 2, 3, 1, 2, 3]], np.int32)
+    drafter.start(0, text[0, :8])
     ids, probabilities = top_entries(torch.zeros((2, 128)), np.arange(2))
     ends = np.array([3, 4], np.int64)
     begins, emitted = np.zeros(2, np.int64), np.array([1, -1], np.int32)
     rows = VerifiedRows(text[0], begins, ends, ids, probabilities, emitted, np.zeros(2))
-    drafter.observe(rows)
-    for key in (0, request_key(0)):
+    for length, key in ((8, 0), (9, request_key(0))):  # a text that grows, as a request's does
+        drafter.observe(rows)
         drafter.draft(
             DraftRequests(
                 tokens=text,
                 rows=np.zeros(1, np.int64),
-                lengths=np.full(1, 8, np.int64),
+                lengths=np.full(1, length, np.int64),
                 budgets=np.ones(1, np.int64),
                 temperatures=np.ones(1),
                 top_k=np.zeros(1, np.int64),

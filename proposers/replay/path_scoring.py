@@ -32,6 +32,9 @@ PATH_RULES = (
     "top_plus_one",
 )
 
+MOST_SEQUENCES = 5e8
+"""Refused sequences that a score with rrs_without_replacement may follow: some minutes."""
+
 
 def score_paths(
     profile: PathProfile,
@@ -52,7 +55,8 @@ def score_paths(
     ------
     ValueError
         For a rule that is not right for these drafts, naming those that are; for a K that the
-        profile does not hold, and step times that end before the most that is drafted.
+        profile does not hold, step times that end before the most that is drafted, and
+        rrs_without_replacement with too many candidates to be enumerated.
     """
     if rule not in PATH_RULES:
         raise ValueError(
@@ -104,6 +108,8 @@ def _one_of_different(profile: PathProfile, trace: Trace, rule: Rule) -> Doubles
     p, q, at = _nodes(profile, trace, rows, 0)
     own = np.take_along_axis(p, at[:, None], axis=1)[:, 0]
     offered = np.minimum(np.count_nonzero(q, axis=1), profile.candidates)
+    if rule == "rrs_without_replacement":
+        _check_sequences(np.count_nonzero(q, axis=1), profile.candidates)
     for k in np.unique(offered):
         some = offered == k
         mass = accepted_mass(
@@ -112,6 +118,17 @@ def _one_of_different(profile: PathProfile, trace: Trace, rule: Rule) -> Doubles
         kept[rows[some], 0] = np.minimum(mass / own[some], 1.0)
     _behind(kept, profile.q, trace.processed.emitted, rule == "match")
     return kept
+
+
+def _check_sequences(support: Longs, k: int) -> None:
+    """Raise ValueError where recursive rejection would be enumerated for much too long."""
+    sequences = float((support.astype(np.float64) ** (k - 1)).sum())
+    if sequences > MOST_SEQUENCES:
+        raise ValueError(
+            f"rrs_without_replacement with k = {k} would follow {sequences:.1g} sequences of "
+            f"refusals, more than {MOST_SEQUENCES:.0g}: use a smaller k, or sparse_optimal or "
+            "top_plus_one, which need none"
+        )
 
 
 @njit(cache=True, nogil=True)

@@ -161,8 +161,10 @@ def walk(
 
 
 def _entries(drafter: Drafter) -> int:
-    """How many entries of each law the engine would collect for a drafter."""
-    return drafter.table.entries if isinstance(drafter, StandDrafter) else ENTRIES
+    """How many entries of each law the engine would collect for a drafter, or for its members."""
+    if isinstance(drafter, StandDrafter):
+        return drafter.table.entries
+    return max(map(_entries, getattr(drafter, "members", ())), default=ENTRIES)
 
 
 def _groups(

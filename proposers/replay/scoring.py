@@ -109,7 +109,7 @@ def score(
             f"draft_length is {draft_length}; the profile holds 1..{profile.draft_length}"
         )
     drafted = np.minimum(profile.drafted, draft_length)
-    kept = _kept(profile.q[:, :draft_length], trace.processed.emitted, RULES.index(rule))
+    kept = chances(profile.q[:, :draft_length], trace.processed.emitted, RULES.index(rule))
     return expected_course(trace, kept, drafted, drafted, step_times)
 
 
@@ -158,7 +158,7 @@ def expected_course(
 
 
 @njit(cache=True, nogil=True)
-def _kept(q: Any, p: Any, rule: Any) -> Any:
+def chances(q: Any, p: Any, rule: Any) -> Any:
     """P(drafts 0..i are accepted | y); a chain ends at a q of 0, behind which nothing is defined.
 
     Rows near an answer's end need no care: their q is -1 beyond it.

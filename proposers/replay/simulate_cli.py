@@ -61,7 +61,7 @@ def simulate(
             _names(drafter, "--drafter"),
             _integers(draft_length, "--draft-length", 128),
             _integers(candidates, "--candidates", 64),
-            rule or _section(options).get("rule"),
+            rule or section(options).get("rule"),
             drafts,
         )
         recorded = read(trace)
@@ -132,7 +132,7 @@ def _simulate(
             simulate(
                 trace,
                 settings,
-                options=_section(options),
+                options=section(options),
                 share=cast(Share, share),
                 order=cast(Order, order),
                 step_times=times,
@@ -154,11 +154,11 @@ def _origins(
     if longest is None:
         return None
     shown = most_tokens(trace, cast(Share, share))
-    make = make_drafter("stand", _section(options), draft_length=longest, seed=seed, tokens=shown)
+    make = make_drafter("stand", section(options), draft_length=longest, seed=seed, tokens=shown)
     return origins(trace, make, share=cast(Share, share), order=cast(Order, order))
 
 
-def _section(options: str | None) -> dict[str, Any]:
+def section(options: str | None) -> dict[str, Any]:
     """The drafters' options: a JSON object, or what stands under its key "specproof"."""
     if options is None:
         return {}
@@ -260,7 +260,7 @@ def _print(trace: Trace, lines: list[Line], share: str, order: str) -> None:
     console.print(accepted)
     console.print(
         "Exact given this text, but for rows behind refused drafts, which a trace does not hold: "
-        "a table that learns from them is a little better in an engine."
+        "a table that learns from them usually does a little better in an engine."
     )
 
 

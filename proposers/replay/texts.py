@@ -38,6 +38,7 @@ class Texts:
         self.tokens = np.full((len(answers), longest), -1, np.int32)
         for b, prompt in enumerate(self.prompts):
             self.tokens[b, : prompt.shape[0]] = prompt
+        self._all_known = all((self.ids[trace.answer(a), 0] >= 0).all() for a in answers)
         self._parameters: dict[int, Parameters] = {}
         self._ends = set(self.sizes.tolist())
         self.turn(0)
@@ -88,22 +89,22 @@ class Texts:
 
     def emit(self, which: Longs, emitted: int) -> VerifiedRows:
         """Append their next tokens; the rows that emitted them."""
+        rows = self.begins[which] + emitted
         ends = self.starts[which] + emitted
         begins = np.maximum(ends - MAX_ORDER, 0)
-        rows = self.begins[which] + emitted
         new = self.trace.tokens[rows]
         if which.shape[0] == 1:
             tails = self.tokens[which[0], begins[0] : ends[0]].copy()
-            begins, ends = begins - begins, ends - begins
+            self.tokens[which[0], ends[0]] = new[0]
         else:
             pieces = [self.tokens[b, i:j] for b, i, j in zip(which, begins, ends, strict=True)]
             tails = np.concatenate(pieces)
-            widths = ends - begins
-            ends = np.cumsum(widths)
-            begins = ends - widths
-        self.tokens[which, self.starts[which] + emitted] = new
-        known = self.ids[rows, 0] >= 0
-        if not known.all():  # a row that is no law teaches nothing
+            self.tokens[which, ends] = new
+        widths = ends - begins
+        ends = np.cumsum(widths)
+        begins = ends - widths
+        if not self._all_known:  # a row that is no law teaches nothing
+            known = self.ids[rows, 0] >= 0
             rows, begins, ends, new = rows[known], begins[known], ends[known], new[known]
         temperatures = self._parameters_of(rows.shape[0])[0]
         return VerifiedRows(tails, begins, ends, self.ids[rows], self.laws[rows], new, temperatures)

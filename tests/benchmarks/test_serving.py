@@ -12,8 +12,8 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
 import methods
 import serving
-import spec_bench
 
+from vllm_plugin import spec_bench
 from vllm_plugin.load import Question, Workload
 from vllm_plugin.measurement import Measurement, pooled, speed_ratios
 from vllm_plugin.scrape import Counters

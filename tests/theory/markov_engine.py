@@ -79,7 +79,7 @@ def texts(
     found = np.empty((count, length), np.int64)
     for t in range(length):
         u = rng.random((count, 1))
-        last = np.minimum((u > cumulative[last]).sum(axis=1), VOCABULARY - 1)
+        last = np.minimum((u > cumulative[last]).sum(axis=1), len(emission) - 1)
         found[:, t] = last
     return found
 

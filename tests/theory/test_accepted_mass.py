@@ -7,10 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from random_laws import float_pairs, fraction_pairs, support
+from scipy.optimize import linprog
 
 from theory import acceptance_rate, exact, optimal_acceptance
 from theory.accepted_mass import LEGAL, accepted_mass, accepted_survivors, check_drafts, inclusion
-from theory.candidates import tuple_law
+from theory.candidates import incidence, set_law, tuple_law
 
 RULES = tuple(LEGAL)
 KSEQ_SLACK = 2**-11  # the exact K-SEQ uses a rational rho up to 2^-12 above rho*
@@ -155,3 +156,21 @@ def test_the_way_of_drafting_follows_from_the_rule():
         accepted_mass([0.5, 0.5], [0.5, 0.5], 3, rule="top_plus_one")
     with pytest.raises(ValueError, match="one of kseq, rrs, match"):
         accepted_survivors([0.5, 0.5], [0.5, 0.5], 2, np.array(0), rule="token")
+
+
+@settings(max_examples=60)
+@given(seed=st.integers(0, 2**32), k=st.integers(1, 3))
+def test_no_coupling_serves_the_probable_candidates_better(seed, k):
+    """By linear programming: with weights that fall in the order of q, m has the largest sum."""
+    rng = np.random.default_rng(seed)
+    p, q = rng.dirichlet(np.ones(5)), rng.dirichlet(np.ones(5))
+    sets = set_law(q.tolist(), k, "without_replacement")
+    token, owner = incidence(list(sets))
+    weights = 1 + np.linspace(0.5, 0, 5)[np.argsort(np.argsort(-q))]
+    best = linprog(
+        -weights[token],
+        A_ub=np.vstack([token == np.arange(5)[:, None], owner == np.arange(len(sets))[:, None]]),
+        b_ub=np.concatenate([p, list(sets.values())]),
+    )
+    mass = accepted_mass(p, q, k, rule="sparse_optimal")
+    assert weights @ mass == pytest.approx(-best.fun, abs=1e-7)

@@ -88,7 +88,7 @@ def test_each_label_is_logged_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
         def warning(self, text: str, *values: object) -> None:
             said.append(text % values)
 
-    monkeypatch.setattr(metrics, "_log", Log)
+    monkeypatch.setattr(metrics, "log", Log)
     monkeypatch.setattr(metrics, "_counts", {name: {} for name in metrics.COUNTERS})
     monkeypatch.setenv(metrics.FOLDER, str(tmp_path / "gone"))  # the server has ended: no error
     for label in ("a", "b", "a"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
+from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
@@ -12,10 +13,11 @@ from small_traces import GivenDrafter, trace
 from test_scoring import PROMPT, V, floats, weights
 
 from proposers import PromptLookupDrafter
-from proposers.replay import profile, score
+from proposers.replay import path_scoring, profile, score
 from proposers.replay.path_scoring import PATH_RULES, score_paths
-from proposers.replay.paths import PathProfile, profile_paths
-from theory.accepted_mass import LEGAL, accepted_mass
+from proposers.replay.paths import _Behind, profile_paths
+from theory.accepted_mass import LEGAL
+from theory.candidates import set_law
 from theory.exact import node_law
 from theory.exact_sequences import SequenceLaw, Tokens, emitted_law
 
@@ -159,9 +161,6 @@ def test_what_is_drafted_is_counted_path_by_path() -> None:
 
 def test_first_tokens_are_drawn_from_the_laws_of_their_geometry() -> None:
     """Counted over many draws against the enumerated law of the candidates' set."""
-    from proposers.replay.paths import _Behind
-    from theory.candidates import set_law
-
     law = np.array([0.1, 0.45, 0.0, 0.3, 0.15])
     for drafts in ("without_replacement", "top_plus_one"):
         behind = _Behind(2, drafts, np.random.default_rng(0))
@@ -195,8 +194,6 @@ def test_a_point_mass_has_one_candidate_and_keeps_its_chain() -> None:
 
 def test_tokens_outside_the_head_count_as_nothing_but_the_emitted_one_is_known() -> None:
     """Head of one token: acceptance falls, and never above what the whole law gives."""
-    from dataclasses import replace
-
     recorded = drawn_trace()
     cut = replace(recorded, ids=recorded.ids[:, :1], log_masses=recorded.log_masses[:, :1])
     found = profile_paths(
@@ -234,5 +231,17 @@ def test_wrong_pairs_are_refused_with_the_legal_ones() -> None:
             recorded, lambda: GivenDrafter(floats(1), draft_length=2), draft_length=2,
             candidates=0, drafts="iid",
         )  # fmt: skip
-    assert isinstance(found, PathProfile)
-    assert accepted_mass([1.0], [1.0], 1, rule="kseq").tolist() == [1.0]
+
+
+def test_too_many_sequences_of_refusals_are_refused_in_words(monkeypatch) -> None:
+    recorded = drawn_trace(answers=1, length=6)
+    found = profile_paths(
+        recorded, lambda: GivenDrafter(floats(1), draft_length=2), draft_length=2, candidates=3,
+        drafts="without_replacement",
+    )  # fmt: skip
+    monkeypatch.setattr(path_scoring, "MOST_SEQUENCES", 5 * V**2)
+    score_paths(found, recorded, rule="rrs_without_replacement", draft_length=2)
+    monkeypatch.setattr(path_scoring, "MOST_SEQUENCES", 5 * V**2 - 1)
+    with pytest.raises(ValueError, match="use a smaller k, or sparse_optimal or top_plus_one"):
+        score_paths(found, recorded, rule="rrs_without_replacement", draft_length=2)
+    score_paths(found, recorded, rule="sparse_optimal", draft_length=2)

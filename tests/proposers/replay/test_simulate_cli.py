@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -195,8 +196,6 @@ def test_what_is_no_trace_is_refused(tmp_path, path):
         assert len(result.stderr.strip().splitlines()) == 1
     empty = tmp_path / "empty.npz"
     whole = read(path)
-    from dataclasses import replace
-
     write(
         empty,
         replace(

@@ -1,0 +1,113 @@
+"""What a first request would have to wait for is compiled before the server says it is ready."""
+
+import importlib
+import json
+import pkgutil
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from numba.core.dispatcher import Dispatcher
+
+import proposers
+import vllm_plugin
+from proposers import DraftRequests, VerifiedRows
+from vllm_plugin.config import Options
+from vllm_plugin.warm_up import warm_up
+
+K = 4
+ROOT = Path(__file__).parents[2]
+
+
+def signatures() -> dict[str, int]:
+    """How many signatures each kernel of ``proposers`` was compiled for."""
+    found = {}
+    for module in pkgutil.walk_packages(proposers.__path__, "proposers."):
+        for name, value in vars(importlib.import_module(module.name)).items():
+            if isinstance(value, Dispatcher):
+                found[f"{module.name}.{name}"] = len(value.signatures)
+    return found
+
+
+def drafter(name: str, **options: Any) -> Any:
+    kind = getattr(vllm_plugin, name)
+    return kind.make_drafter(SimpleNamespace(), Options(table_mib=1, **options), K, 0)
+
+
+def decode(drafter: Any, temperature: float) -> None:
+    """Two requests through twelve steps, with the arrays that the V1 adapter hands over."""
+    rng = np.random.default_rng(0)
+    tokens = rng.integers(0, 5, (2, 80)).astype(np.int32)
+    lengths = np.array([6, 9])
+    for handle in (10, 11):
+        drafter.start(handle, tokens[handle - 10, : lengths[handle - 10]])
+    for _ in range(12):
+        grown = rng.integers(1, K + 2, 2)
+        ends = np.concatenate(
+            [lengths[0] + np.arange(grown[0]), 80 + lengths[1] + np.arange(grown[1])]
+        )
+        ids = rng.permuted(np.tile(np.arange(10, dtype=np.int32), (ends.size, 1)), axis=1)
+        law = -np.sort(-rng.dirichlet(np.ones(10), ends.size).astype(np.float32), axis=1)
+        text = tokens.ravel().copy()
+        begins = np.repeat([0, 80], grown)
+        temperatures = np.full(ends.size, temperature)
+        drafter.observe(VerifiedRows(text, begins, ends, ids, law, text[ends], temperatures))
+        lengths = lengths + grown
+        if lengths.max() > 75:
+            break
+        drafter.draft(
+            DraftRequests(
+                tokens=tokens,
+                rows=np.arange(2),
+                lengths=lengths.astype(np.int64),
+                budgets=np.array([K, 2]),
+                temperatures=np.full(2, temperature),
+                top_k=np.zeros(2, np.int64),
+                top_p=np.ones(2),
+                noise_keys=np.zeros(2, np.uint64),
+                handles=np.array([10, 11]),
+            )
+        )
+    for handle in (10, 11):
+        drafter.finish(handle)
+
+
+def compiled_late(name: str, *, warmed: bool = True) -> list[str]:
+    """The kernels that a first request would compile. Only true in a process of its own."""
+    options: dict[str, Any] = {}
+    if name == "Chooser":
+        options["members"] = ["stand", "prompt_lookup", "token_recycling", "aded"]
+    if warmed:
+        warm_up(drafter(name, **options))
+    before = signatures()
+    for temperature in (0.0, 0.7, 1.0):
+        decode(drafter(name, **options), temperature)
+    return [kernel for kernel, count in signatures().items() if count != before.get(kernel, 0)]
+
+
+IN_A_PROCESS = """
+import json
+from tests.vllm_plugin.test_warm_up import compiled_late
+cold = compiled_late("PromptLookup", warmed=False)
+print(json.dumps({"cold": cold} | {name: compiled_late(name) for name in NAMES}))
+"""
+
+
+@pytest.mark.slow
+def test_nothing_is_left_to_compile() -> None:
+    names = [name for name in vllm_plugin.PROPOSERS if name not in ("Suffix", "PromptLookup")]
+    names.insert(0, "Chooser")  # before its members are warmed up on their own
+    run = subprocess.run(
+        [sys.executable, "-c", f"NAMES = {names!r}{IN_A_PROCESS}"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stderr
+    late = json.loads(run.stdout.splitlines()[-1])
+    assert late.pop("cold") == ["proposers.prompt_lookup._draft"]  # what the test would see
+    assert late == {name: [] for name in names}
