@@ -34,6 +34,7 @@ TARGET = 5.0  # microseconds a row, update and look-up together
 VOCABULARY = 49_152
 _PHRASE = 12  # mean length of text that was seen before, in tokens
 _TOKENS_A_STEP = 2
+_TEMPERATURE = 0.7
 _WARM_UP = 200
 _MEASURED_TOKENS = 200_000
 _CONSOLE = Console(stderr=True)
@@ -59,7 +60,9 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     made = BriefParser(prog="table.py", description=(__doc__ or "").splitlines()[0])
     add = made.add_argument
-    add("--order", type=int, default=4, help="longest context, in tokens")
+    add("--order", type=int, default=6, help="longest context, in tokens")
+    add("--interpolation", type=float, default=1.0, help="mixture with shorter contexts")
+    add("--emitted-weight", type=float, default=0.7, help="extra weight of the emitted token")
     add("--table-mib", type=int, default=256, help="memory of the table")
     add("--draft-length", type=int, default=8)
     add("--batches", type=numbers, default=[1, 8], help="requests a step, a,b,c")
@@ -139,7 +142,7 @@ def measure(
         "rows": np.arange(requests),
         "lengths": np.full(requests, order, np.int64),
         "budgets": np.full(requests, length, np.int64),
-        "temperatures": ones * 0.7,
+        "temperatures": ones * _TEMPERATURE,
         "top_k": np.zeros(requests, np.int64),
         "top_p": ones,
         "noise_keys": np.zeros(requests, np.uint64),
@@ -158,6 +161,8 @@ def measure(
             ends=ends.ravel(),
             ids=ids[last],
             probabilities=probabilities[last],
+            emitted=text[at[:, None] + np.arange(rows)].ravel(),
+            temperatures=np.full(requests * rows, _TEMPERATURE),
         )
         history[:, :order] = text[at[:, None] + np.arange(_TOKENS_A_STEP - order, _TOKENS_A_STEP)]
         wanted = DraftRequests(tokens=history, **fixed)
@@ -216,8 +221,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
             options.json.parent.mkdir(parents=True, exist_ok=True)
             if options.json.is_dir():
                 raise ValueError(f"--json {options.json} is a folder; name a file")
-        table = StandTable(order=options.order, budget_bytes=options.table_mib * 2**20)
-        drafter = StandDrafter(table, draft_length=options.draft_length, seed=options.seed)
+        table = StandTable(
+            order=options.order,
+            budget_bytes=options.table_mib * 2**20,
+            emitted_weight=options.emitted_weight,
+        )
+        drafter = StandDrafter(
+            table,
+            draft_length=options.draft_length,
+            seed=options.seed,
+            interpolation=options.interpolation,
+        )
         text = dataset_stream(options.dataset, options.model) if options.dataset else None
     except (ModelError, spec_bench.DatasetError, ValueError, OSError) as error:
         print(f"table.py: {error}", file=sys.stderr)
