@@ -10,7 +10,7 @@ from proposers import Drafter, PromptLookupDrafter, StandDrafter, StandTable
 from proposers.replay.drafters import DRAFTERS
 from vllm_plugin import hooks, let_through, stopwatch, table_keeper
 from vllm_plugin.adapter_v1 import V1Adapter, install
-from vllm_plugin.config import MAX_ORDER, ConfigurationError, Options, read_options
+from vllm_plugin.config import ConfigurationError, Options, read_options
 from vllm_plugin.warm_up import warm_up
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ class Proposer:
         self.adapter = V1Adapter(
             drafter,
             rule=self.options.rule,
-            order=MAX_ORDER,  # the option is STAND's, whose table looks at no more than its own
+            order=self.options.order,
             entries=self.options.entries,
             draft_length=speculative.num_speculative_tokens,
             max_model_len=vllm_config.model_config.max_model_len,
