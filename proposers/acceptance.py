@@ -37,12 +37,12 @@ def expected_acceptance(matched: Any, order: Any, count: Any, top: Any, temperat
     """A rough P(accepted) of a draft from a context of ``matched`` tokens of at most ``order``.
 
     ``count`` are the context's visits (after decay), ``top`` the mass of the most probable token
-    in the mixture that is drafted from, at temperature 1. A match as long as the table allows is
-    taken for one of 6 tokens or more: it was cut. Only a stopping rule may use it: it is an
-    estimate, no law.
+    in the mixture that is drafted from, at temperature 1. A match as long as the table allows may
+    be the end of a longer one, and is taken for one of twice its length, as tables of order 1 to 5
+    show on the same recordings. Only a stopping rule may use it: it is an estimate, no law.
     """
-    last = _ONCE.shape[0]
-    known = (last if matched == order else min(matched, last)) - 1
+    length = 2 * matched if matched == order else matched
+    known = min(length, _ONCE.shape[0]) - 1
     sure = min(top, 1.0)
     if count <= 1:
         return _ONCE[known, 0] + _ONCE[known, 1] * sure

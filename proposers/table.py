@@ -20,6 +20,7 @@ from proposers.noise import mix64
 
 ENTRIES = 10  # of the paper; an option
 MAX_ENTRIES = 32
+MAX_EMITTED_WEIGHT = 1000  # 1e39 would overflow float32 and leave laws of NaN
 MAX_ORDER = 8
 BUCKET = 8  # slots: one cache line of keys
 _SALT = np.uint64(0x5350454350524F4F)
@@ -260,7 +261,7 @@ class StandTable:
     count_cap
         Upper bound on a context's count before each visit (>= 0); old text fades at 1/(cap + 1).
     emitted_weight
-        w >= 0: a row that emitted y at temperature T < 1 teaches the law
+        w in 0..1000: a row that emitted y at temperature T < 1 teaches the law
         ``(law + w (1 - T) onehot(y)) / (1 + w (1 - T))``. The colder the text, the more often what
         was emitted once comes again. The table then holds no mean of target laws any more; q stays
         what is drawn from, so the output law is untouched.
@@ -289,8 +290,10 @@ class StandTable:
             raise ValueError(f"decay is {decay}; it must lie in (0, 1]")
         if not count_cap >= 0:
             raise ValueError(f"count_cap is {count_cap}; it must be 0 or more")
-        if not 0 <= emitted_weight < np.inf:
-            raise ValueError(f"emitted_weight is {emitted_weight}; it must be 0 or more")
+        if not 0 <= emitted_weight <= MAX_EMITTED_WEIGHT:
+            raise ValueError(
+                f"emitted_weight is {emitted_weight}; it must lie in 0..{MAX_EMITTED_WEIGHT}"
+            )
         least = least_bytes(entries)
         if budget_bytes < least:
             raise ValueError(

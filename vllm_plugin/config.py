@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 SECTION = "specproof"
 MAX_ORDER = 8
 MAX_ENTRIES = 32
+MAX_EMITTED_WEIGHT = 1000
 MAX_DRAFT_LENGTH = 128  # vLLM's MAX_SPEC_LEN
 MAX_MINUTES = 60 * 24 * 365
 MAX_CACHED_REQUESTS = 2**31 - 1
@@ -48,7 +49,7 @@ class Options(BaseModel):
     count_cap: Annotated[float, Field(ge=0)] | None = Field(
         None, description="upper bound on a context's count, so that old text fades"
     )
-    emitted_weight: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(
+    emitted_weight: Annotated[float, Field(ge=0, le=MAX_EMITTED_WEIGHT)] = Field(
         0.7, description="extra weight of the token that a row emitted, times 1 - temperature"
     )
     prompt_visits: bool = Field(True, description="whether prompts enter the STAND table")

@@ -369,13 +369,13 @@ def test_expected_acceptance_is_a_probability_and_grows_with_certainty(
     assert expected_acceptance(order, order, count, 1.0, temperature) >= sure
 
 
-def test_a_match_as_long_as_the_table_allows_counts_as_a_long_one() -> None:
+def test_a_match_as_long_as_the_table_allows_counts_as_one_of_twice_its_length() -> None:
     """It was cut there: a table of order 3 must not take all its best matches for poor ones."""
-    cut = expected_acceptance(3, 3, 2.0, 0.8, 0.7)
-    assert (
-        cut == expected_acceptance(6, 6, 2.0, 0.8, 0.7) == expected_acceptance(7, 8, 2.0, 0.8, 0.7)
-    )
-    assert cut > expected_acceptance(3, 4, 2.0, 0.8, 0.7)
+    for cut, whole in [((1, 1), (2, 6)), ((2, 2), (4, 6)), ((3, 3), (6, 7)), ((8, 8), (6, 7))]:
+        for count in (1.0, 2.0):
+            here = expected_acceptance(*cut, count, 0.8, 0.7)
+            assert here == expected_acceptance(*whole, count, 0.8, 0.7)
+    assert expected_acceptance(3, 3, 2.0, 0.8, 0.7) > expected_acceptance(3, 4, 2.0, 0.8, 0.7)
 
 
 @pytest.mark.parametrize("bound", [-0.1, 1.0, float("nan")])

@@ -310,6 +310,7 @@ def test_a_text_without_a_next_token_teaches_nothing(length: int) -> None:
         (lambda: StandTable(entries=MAX_ENTRIES + 1), f"entries is {MAX_ENTRIES + 1}"),
         (lambda: StandTable(emitted_weight=-0.1), "emitted_weight is -0.1"),
         (lambda: StandTable(emitted_weight=float("nan")), "emitted_weight is nan"),
+        (lambda: StandTable(emitted_weight=1e39), "emitted_weight is 1e"),
         (lambda: StandTable(decay=0.0), "decay is 0.0"),
         (lambda: StandTable(decay=1.5), "decay is 1.5"),
         (lambda: StandTable(decay=float("nan")), "decay is nan"),

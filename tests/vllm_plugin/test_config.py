@@ -9,6 +9,7 @@ from proposers.replay.drafters import MEMBERS
 from vllm_plugin.backends import CHAIN_RULES
 from vllm_plugin.config import (
     MAX_DRAFT_LENGTH,
+    MAX_EMITTED_WEIGHT,
     MAX_ENTRIES,
     MAX_ORDER,
     ConfigurationError,
@@ -52,6 +53,7 @@ def test_limits_repeated_here_are_those_of_their_owners() -> None:
 
     assert MAX_ORDER == table.MAX_ORDER
     assert MAX_ENTRIES == table.MAX_ENTRIES
+    assert MAX_EMITTED_WEIGHT == table.MAX_EMITTED_WEIGHT
     assert MAX_DRAFT_LENGTH == MAX_SPEC_LEN
 
 
@@ -66,6 +68,7 @@ BOUNDS = [
     ("entries", 1, MAX_ENTRIES, 1),
     ("table_mib", 1, 2**20, 1),
     ("decay", 1e-9, 1, 1e-9),
+    ("emitted_weight", 0, MAX_EMITTED_WEIGHT, 1),
     ("longest_match", 1, 64, 1),
     ("shortest_match", 1, 4, 1),  # the default of longest_match
     ("suffix_max_tree_depth", 1, 4096, 1),
