@@ -59,15 +59,15 @@ class Identity:
 class Contexts(NamedTuple):
     """n contexts with their E entries, fields as in :class:`proposers.table.TableArrays`."""
 
-    keys: NDArray[np.uint64]  # (n,)
-    used: NDArray[np.uint32]  # (n,)
-    counts: NDArray[np.float32]  # (n,)
-    kept: NDArray[np.float32]  # (n,)
-    ids: NDArray[np.int32]  # (n, E)
-    probabilities: NDArray[np.float32]  # (n, E)
+    keys: NDArray[Any]  # (n,) uint64
+    used: NDArray[Any]  # (n,) uint32
+    counts: NDArray[Any]  # (n,) float32
+    kept: NDArray[Any]  # (n,) float32
+    ids: NDArray[Any]  # (n, E) int32
+    probabilities: NDArray[Any]  # (n, E) float32
 
 
-_KINDS = Contexts("<u8", "<u4", "<f4", "<f4", "<i4", "<f4")  # type: ignore[arg-type]
+_KINDS = ("<u8", "<u4", "<f4", "<f4", "<i4", "<f4")  # of Contexts, in its order
 
 
 class _Sums:

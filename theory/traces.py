@@ -248,7 +248,8 @@ def tail_log_weights(logs: Doubles, kept: int, sampling: Sampling, vocabulary: i
             last = np.exp(power * (logs[:, -1] - logs[:, 0]))
             low = low * (top_k - held) / behind
             high = np.maximum(low, np.minimum(high, (top_k - held) * last))
-        bounds = np.log(np.stack([known + low, known + high], axis=1)) + power * logs[:, :1]
+        weights = np.stack([known + low, known + high], axis=1)
+        bounds: Doubles = np.log(weights) + power * logs[:, :1]
     return bounds.astype(np.float32)
 
 
