@@ -13,10 +13,9 @@ from tests.engine.engines import counters, engine
 from tests.engine.exact import ExactModel
 from vllm_plugin import PROPOSERS
 
-pytest.importorskip("arctic_inference.suffix_decoding", reason="arctic-inference is optional")
-
 PROMPTS = [[5, 6, 7, 8, 5, 6, 7, 8, 5, 6], [9, 3, 4], [30, 31, 30, 31, 30], [12]]
 TOKENS = 80
+STARTED = "Chooser"
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +27,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def llm(model: Path) -> Iterator[Any]:
     with engine(
         model,
-        proposer="vllm_plugin.Suffix",
+        proposer=f"vllm_plugin.{STARTED}",
         draft_length=4,
         max_model_len=128,
         skip_tokenizer_init=True,
@@ -67,7 +66,9 @@ def assert_greedy(model: ExactModel, prompt: list[int], answer: list[int]) -> No
 @pytest.mark.engine
 @pytest.mark.parametrize("name", PROPOSERS)
 def test_each_drafts_and_greedy_stays_greedy(llm: Any, model: Path, name: str) -> None:
-    if name != "Suffix":  # the one that the engine was started with
+    if name == "Suffix":
+        pytest.importorskip("arctic_inference.suffix_decoding", reason="it is optional")
+    if name != STARTED:
         llm.collective_rpc(exchange, args=(name,))
     before = counters(llm)
     answers = generate(llm, temperature=0)
