@@ -105,11 +105,14 @@ async def record(
                 heads.append(await server.answer(prompts[number], plan.sampling, plan.max_tokens))
                 on_answer(len(heads[-1].tokens))
             trace = _trace(plan, server, plan.questions[number], prompts[number], heads)
-            counted = await meter.since_last(len(trace))
-            trace.provenance.update(
-                sitting=sitting, counters=None if counted is None else asdict(counted)
-            )
-            journal.keep(number, trace)
+            counted = None
+            try:
+                counted = await meter.since_last(len(trace))
+            finally:  # another question's failure cancels the look at the counters, not the answers
+                trace.provenance.update(
+                    sitting=sitting, counters=None if counted is None else asdict(counted)
+                )
+                journal.keep(number, trace)
 
     try:
         async with asyncio.TaskGroup() as group:

@@ -242,7 +242,7 @@ def _show(trace: Trace, out: Path, as_json: bool) -> None:
     if counted != len(trace):
         typer.echo(
             f"the server counted {counted:,} tokens meanwhile: others used it, or a sitting with "
-            "several questions in flight broke off, so its numbers are not of these answers alone"
+            "several questions in flight broke off, so its numbers are not of exactly these answers"
         )
 
 

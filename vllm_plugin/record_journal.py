@@ -169,12 +169,12 @@ def counters_of(provenance: Mapping[str, Any]) -> Counters | None:
 
 
 def _counted(parts: list[Mapping[str, Any] | None]) -> dict[str, Any] | None:
-    """The sum of counters, with what they say; None when some are not known."""
+    """The sum of the counters that are known, with what they say; None when none is."""
+    known = [one for part in parts if (one := counters_of({"counters": part})) is not None]
+    if not known:
+        return None
     total = Counters()
-    for part in parts:
-        one = counters_of({"counters": part})
-        if one is None:
-            return None
+    for one in known:
         total = total + one
     return {**asdict(total), "block_efficiency": total.block_efficiency}
 

@@ -106,6 +106,7 @@ def test_a_trace_without_answers_is_one(tmp_path: Path) -> None:
     assert len(read(tmp_path / "empty.npz")) == 0
 
 
+@pytest.mark.slow
 def test_no_flipped_byte_passes_as_another_trace(path: Path) -> None:
     """Every byte, all of it or a bit: refused in a sentence, or (zip's dates) the same trace."""
     data, whole = path.read_bytes(), small()
