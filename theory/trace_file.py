@@ -14,6 +14,8 @@ from zipfile import BadZipFile, ZipFile
 
 import numpy as np
 
+from theory import refused
+from theory.refused import RefusedRows
 from theory.traces import Sampling, Trace
 
 FORMAT = "specproof-trace"
@@ -32,7 +34,16 @@ _ARRAYS: dict[str, tuple[Any, int]] = {
 }
 _DERIVED = ("emitted_p", "kept")
 _TAILS = "tail_log_weights"
-"""The one array that a trace may lack: its recorder was given no more than it kept."""
+"""A trace may lack it: its recorder was given no more than it kept."""
+_REFUSED: dict[str, tuple[Any, int]] = {
+    "refused_starts": (np.int64, 1),
+    "refused_after": (np.int64, 1),
+    "refused_begins": (np.int64, 1),
+    "refused_drafts": (np.int32, 1),
+    "refused_ids": (np.int32, 2),
+    "refused_log_masses": (np.float32, 2),
+}
+"""A trace has all of them or none: its recorder saw the rows behind refused drafts, or not."""
 _DAMAGE = (
     *(ValueError, KeyError, EOFError, TypeError, SyntaxError, RuntimeError, MemoryError),
     *(OverflowError, BadZipFile, zlib.error, struct.error, lzma.LZMAError),
@@ -68,6 +79,9 @@ def write(path: Path, trace: Trace) -> None:
     }
     if trace.tail_log_weights is not None:
         named[_TAILS] = np.asarray(trace.tail_log_weights, np.float32)
+    if trace.refused is not None:
+        for name, (kind, _) in _REFUSED.items():
+            named[name] = np.asarray(getattr(trace.refused, name.removeprefix("refused_")), kind)
     named["emitted_p"] = trace.processed.emitted.astype(np.float32)
     named["kept"] = trace.processed.kept.astype(np.float32)
     named["header"] = np.frombuffer(json.dumps(header).encode(), np.uint8)
@@ -153,12 +167,13 @@ def _load(path: Path) -> tuple[dict[str, Any] | None, dict[str, Any]]:
             return None, {}
         if header.get("version") != VERSION:
             return header, {}
-        if set(held.files) - {_TAILS} != {"header", *_ARRAYS, *_DERIVED}:
+        optional = {_TAILS: (np.float32, 2)} if _TAILS in held.files else {}
+        if not set(_REFUSED).isdisjoint(held.files):
+            optional |= _REFUSED
+        kinds = _ARRAYS | optional
+        if set(held.files) != {"header", *kinds, *_DERIVED}:
             raise ValueError(f"it holds {', '.join(held.files)}")
-        arrays = {}
-        kinds = dict(_ARRAYS)
-        if _TAILS in held.files:
-            kinds[_TAILS] = (np.float32, 2)
+        arrays: dict[str, Any] = {}
         for name, (kind, dimensions) in kinds.items():
             array = held[name]
             if array.dtype != kind and not (kind is np.str_ and array.dtype.kind == "U"):
@@ -166,6 +181,8 @@ def _load(path: Path) -> tuple[dict[str, Any] | None, dict[str, Any]]:
             if array.ndim != dimensions:
                 raise ValueError(f"{name} has {array.ndim} dimensions, not {dimensions}")
             arrays[name] = array
+    if "refused_starts" in arrays:
+        arrays["refused"] = RefusedRows(*(arrays.pop(name) for name in _REFUSED))
     return header, arrays
 
 
@@ -176,6 +193,11 @@ def inconsistency(trace: Trace) -> str | None:
         or _wrong_shapes(trace)
         or _wrong_tokens(trace)
         or _wrong_laws(trace)
+        or (
+            None
+            if trace.refused is None
+            else refused.inconsistency(trace.refused, trace.answer_begins, trace.vocabulary)
+        )
     )
 
 

@@ -31,6 +31,9 @@ def select_prompts(trace: Trace, prompts: Sequence[int] | NDArray[np.int64]) -> 
     answers = np.flatnonzero(number[trace.answer_prompts] >= 0)
     sizes = np.diff(trace.answer_begins)[answers]
     rows = _stretches(trace.answer_begins[answers], sizes)
+    place = np.full(len(trace), -1, np.int64)
+    place[rows] = np.arange(rows.size)
+    tails, refused = trace.tail_log_weights, trace.refused
     lengths = np.diff(trace.prompt_begins)[chosen]
     return replace(
         trace,
@@ -44,6 +47,8 @@ def select_prompts(trace: Trace, prompts: Sequence[int] | NDArray[np.int64]) -> 
         ids=trace.ids[rows],
         log_masses=trace.log_masses[rows],
         emitted_log_masses=trace.emitted_log_masses[rows],
+        tail_log_weights=None if tails is None else tails[rows],
+        refused=None if refused is None else refused.selected(place),
     )
 
 

@@ -18,6 +18,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from theory.refused import RefusedRows
+
 Ints32 = NDArray[np.int32]
 Longs = NDArray[np.int64]
 Floats32 = NDArray[np.float32]
@@ -45,7 +47,8 @@ class Trace:
     at temperature 1, before top-k and top-p: ``log_masses[i, e]`` of token ``ids[i, e]``, most
     probable first, padded with id -1 and -inf; ``emitted_log_masses[i]`` is that of ``tokens[i]``
     itself, whether it stands in the head or not. ``tail_log_weights`` are :func:`tail_log_weights`
-    of more entries than are kept, where the engine gave more.
+    of more entries than are kept, where the engine gave more; ``refused`` are the rows behind
+    refused drafts, where the recorder saw them.
 
     Shapes: prompt_tokens (P,) int32; prompt_begins (A + 1,) int64; categories, questions (A,)
     strings; answer_prompts (B,) int64; answer_begins (B + 1,) int64; tokens (N,) int32; ids (N, E)
@@ -67,6 +70,7 @@ class Trace:
     log_masses: Floats32
     emitted_log_masses: Floats32
     tail_log_weights: Floats32 | None = None
+    refused: RefusedRows | None = None
     tokenizer: str = ""
     provenance: dict[str, Any] = field(default_factory=dict)
 
@@ -104,7 +108,7 @@ class Trace:
         settings = {
             (
                 *(one.vocabulary, one.tokenizer, one.sampling, one.max_tokens),
-                *(one.ids.shape[1], one.tail_log_weights is None),
+                *(one.ids.shape[1], one.tail_log_weights is None, one.refused is None),
             )
             for one in parts
         }
@@ -138,6 +142,7 @@ class Trace:
             log_masses=all_of("log_masses"),
             emitted_log_masses=all_of("emitted_log_masses"),
             tail_log_weights=None if first.tail_log_weights is None else all_of("tail_log_weights"),
+            refused=None if first.refused is None else _refused(parts),
             tokenizer=first.tokenizer,
             provenance={} if provenance is None else provenance,
         )
@@ -160,6 +165,17 @@ class Trace:
             self.vocabulary,
             self.tail_log_weights,
         )
+
+
+def _refused(parts: Sequence[Trace]) -> RefusedRows:
+    begins = np.cumsum([0, *(len(one) for one in parts)])[:-1]
+    return RefusedRows.joined(
+        [
+            (one.refused, int(begin))
+            for one, begin in zip(parts, begins, strict=True)
+            if one.refused is not None
+        ]
+    )
 
 
 @dataclass(frozen=True, slots=True)

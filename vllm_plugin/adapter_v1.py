@@ -19,6 +19,7 @@ from torch import Tensor
 from proposers import Drafter, DraftRequests, Drafts, VerifiedRows
 from proposers.noise import request_key
 from vllm_plugin import hooks, without_drafts
+from vllm_plugin.row_log import RowLog
 from vllm_plugin.top_entries import top_entries
 from vllm_plugin.verifier import Chain, Request, Verifier
 from vllm_plugin.without_drafts import WithoutDrafts
@@ -80,11 +81,13 @@ class V1Adapter:
         entries: int,
         draft_length: int,
         max_model_len: int,
+        row_log: RowLog | None = None,
     ) -> None:
         self.drafter = drafter
         self.rule = rule
         self.order = order
         self.entries = entries
+        self.row_log = row_log
         self.draft_length = draft_length
         self.max_model_len = max_model_len
         self.pending: dict[str, PendingDraft] = {}
@@ -268,9 +271,32 @@ class V1Adapter:
                 if batch.req_prompt_embeds.get(r.index) is None:
                     prompt = batch.token_ids_cpu[r.index, : batch.num_prompt_tokens[r.index]]
                     self.drafter.start(self.handles[request_id], prompt)
+                    if self.row_log is not None:
+                        self.row_log.start(self.handles[request_id], prompt)
         if laws is not None:
-            tokens = sampled.cpu().numpy() if self.drafter.wants_emitted else None
+            asked = self.drafter.wants_emitted or self.row_log is not None
+            tokens = sampled.cpu().numpy() if asked else None
             self.drafter.observe(self._rows(sampling, *laws, tokens))
+            if self.row_log is not None and tokens is not None:
+                self._log_rows(self.row_log, sampling, *laws, tokens)
+
+    def _log_rows(
+        self,
+        log: RowLog,
+        sampling: list[Request],
+        ids: NDArray[np.int32],
+        probabilities: NDArray[np.float32],
+        sampled: NDArray[np.int32],
+    ) -> None:
+        row = 0
+        for r in sampling:
+            end = row + r.scheduled.shape[0] + 1
+            emitted = sampled[r.index][sampled[r.index] >= 0]
+            log.step(
+                self.handles[self._runner.input_batch.req_ids[r.index]], r.text_length,
+                emitted, r.scheduled, ids[row:end], probabilities[row:end],
+            )  # fmt: skip
+            row = end
 
     def _rows(
         self,

@@ -8,7 +8,7 @@ import numpy as np
 
 from proposers import Drafter, PromptLookupDrafter, StandDrafter, StandTable
 from proposers.replay.drafters import DRAFTERS
-from vllm_plugin import hooks, let_through, stopwatch, table_keeper
+from vllm_plugin import hooks, let_through, row_log, stopwatch, table_keeper
 from vllm_plugin.adapter_v1 import V1Adapter, install
 from vllm_plugin.config import ConfigurationError, Options, read_options
 from vllm_plugin.warm_up import warm_up
@@ -38,6 +38,7 @@ class Proposer:
             entries=self.options.entries,
             draft_length=speculative.num_speculative_tokens,
             max_model_len=vllm_config.model_config.max_model_len,
+            row_log=row_log.asked_for(),
         )
         install()
         let_through.install_in_runner()

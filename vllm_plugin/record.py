@@ -16,10 +16,12 @@ from typing import Any
 import httpx
 import numpy as np
 
+from theory.refused import RefusedRows
 from theory.traces import Sampling, Trace, tail_log_weights
 from vllm_plugin.load import Question
 from vllm_plugin.record_journal import Journal
 from vllm_plugin.record_server import Head, RecordError, RecordingServer, ServerLost
+from vllm_plugin.row_log import RowReader
 from vllm_plugin.scrape import Counters, ScrapeError, scrape
 
 ENTRIES = 64
@@ -83,8 +85,11 @@ async def record(
     prompts: Sequence[Sequence[int]],
     sitting: int,
     on_answer: Callable[[int], None] = lambda tokens: None,
+    rows: RowReader | None = None,
 ) -> None:
     """Ask every question that the journal lacks; `on_answer` is told the tokens of each answer.
+
+    `rows` tells of the rows behind refused drafts, where the server is one of ours that logs them.
 
     Raises
     ------
@@ -104,7 +109,9 @@ async def record(
             for _ in range(plan.samples):
                 heads.append(await server.answer(prompts[number], plan.sampling, plan.max_tokens))
                 on_answer(len(heads[-1].tokens))
-            trace = _trace(plan, server, plan.questions[number], prompts[number], heads)
+            question = plan.questions[number]
+            refused = None if rows is None else _refused(rows, question, prompts[number], heads)
+            trace = _trace(plan, server, question, prompts[number], heads, refused)
             counted = None
             try:
                 counted = await meter.since_last(len(trace))
@@ -172,6 +179,7 @@ def _trace(
     question: Question,
     prompt: Sequence[int],
     heads: Sequence[Head],
+    refused: RefusedRows | None,
 ) -> Trace:
     """The answers to one question as a trace."""
     entries = min(ENTRIES, server.heads)
@@ -194,9 +202,23 @@ def _trace(
         ids=np.concatenate([head.ids[:, :entries] for head in heads]),
         log_masses=np.minimum(logs[:, :entries], 0),
         tail_log_weights=tails,
+        refused=refused,
         emitted_log_masses=np.minimum(np.concatenate([head.own for head in heads]), 0),
         tokenizer=server.tokenizer,
     )
+
+
+def _refused(
+    rows: RowReader, question: Question, prompt: Sequence[int], heads: Sequence[Head]
+) -> RefusedRows | None:
+    """The rows behind refused drafts of a question's answers; None from a drafter without rows."""
+    found = rows.take(np.array(prompt, np.int32), [head.tokens for head in heads])
+    if found is None and rows.steps:
+        raise RecordError(
+            f"the engine's log of rows does not hold the answers to question {question.identity}: "
+            "this is a fault of specproof, please report it"
+        )
+    return found
 
 
 def _first(errors: BaseExceptionGroup[Any]) -> BaseException:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from theory.traces import Trace
     from vllm_plugin.record import Plan
+    from vllm_plugin.row_log import RowReader
     from vllm_plugin.server import ServerProcess
 
 INTERRUPTED = 130
@@ -79,8 +80,11 @@ def record(
     ended: BaseException | None = None
     server: ServerProcess | None = None
     try:
-        with _server(model, served, max_model_len, dtype, concurrency, stage) as server:
-            asyncio.run(session.run(url or server.url if server else str(url)))
+        with (
+            _row_log(served) as rows,
+            _server(model, served, max_model_len, dtype, concurrency, stage) as server,
+        ):
+            asyncio.run(session.run(url or server.url if server else str(url), rows))
     except (ModelError, RecordError, ServerError, OSError, KeyboardInterrupt) as error:
         ended = error
     try:
@@ -165,6 +169,26 @@ def _check_out(out: Path) -> None:
     if not folder.is_dir() or not os.access(folder, os.W_OK) or out.is_dir():
         raise RecordError(f"--out {out} cannot be written: {folder} is no folder to write into")
     refuse_complete(out)
+
+
+@contextmanager
+def _row_log(served: dict[str, Any]) -> Iterator[RowReader | None]:
+    """The log that a server of ours, started in the block, writes of its rows; None for others."""
+    from tempfile import TemporaryDirectory
+
+    from vllm_plugin.row_log import ENVIRONMENT, RowReader
+
+    name = (served["speculative_config"] or {}).get("model")
+    if not (isinstance(name, str) and name.startswith("vllm_plugin.")):
+        yield None
+        return
+    with TemporaryDirectory(prefix="specproof-rows-") as folder:
+        file = Path(folder) / "rows"
+        os.environ[ENVIRONMENT] = str(file)
+        try:
+            yield RowReader(file)
+        finally:
+            del os.environ[ENVIRONMENT]
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from vllm_plugin.provenance import provenance
 from vllm_plugin.record import ENTRIES, Plan, prompts_of, record, settings_of
 from vllm_plugin.record_journal import Journal
 from vllm_plugin.record_server import MOST_HEADS, RecordingServer
+from vllm_plugin.row_log import RowReader
 
 
 @dataclass
@@ -29,8 +30,8 @@ class Session:
     stage: Console
     journal: Journal | None = field(default=None, init=False)
 
-    async def run(self, url: str) -> None:
-        """Ask what is still to be asked."""
+    async def run(self, url: str, rows: RowReader | None = None) -> None:
+        """Ask what is still to be asked; `rows` as for :func:`vllm_plugin.record.record`."""
         server = await RecordingServer.open(url)
         try:
             prompts = await prompts_of(self.plan, server)
@@ -41,7 +42,7 @@ class Session:
                 {**provenance(), "concurrency": self.plan.concurrency, "server": _about(server)}
             )
             with _progress(self.stage, self.plan, done) as on_answer:
-                await record(self.plan, server, self.journal, prompts, sitting, on_answer)
+                await record(self.plan, server, self.journal, prompts, sitting, on_answer, rows)
         finally:
             await server.close()
 

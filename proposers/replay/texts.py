@@ -38,6 +38,7 @@ class Texts:
         self.tokens = np.full((len(answers), longest), -1, np.int32)
         for b, prompt in enumerate(self.prompts):
             self.tokens[b, : prompt.shape[0]] = prompt
+        self._refused = trace.refused
         self._all_known = all((self.ids[trace.answer(a), 0] >= 0).all() for a in answers)
         self._parameters: dict[int, Parameters] = {}
         self._ends = set(self.sizes.tolist())
@@ -103,8 +104,46 @@ class Texts:
         widths = ends - begins
         ends = np.cumsum(widths)
         begins = ends - widths
+        emitting = rows
         if not self._all_known:  # a row that is no law teaches nothing
             known = self.ids[rows, 0] >= 0
             rows, begins, ends, new = rows[known], begins[known], ends[known], new[known]
         temperatures = self._parameters_of(rows.shape[0])[0]
-        return VerifiedRows(tails, begins, ends, self.ids[rows], self.laws[rows], new, temperatures)
+        seen = VerifiedRows(tails, begins, ends, self.ids[rows], self.laws[rows], new, temperatures)
+        if self._refused is None:
+            return seen
+        after = self._refused.after
+        first, last = after.searchsorted(emitting, "left"), after.searchsorted(emitting, "right")
+        if (first == last).all():
+            return seen
+        return self._with_refused(seen, which, first, last)
+
+    def _with_refused(
+        self, seen: VerifiedRows, which: Longs, first: Longs, last: Longs
+    ) -> VerifiedRows:
+        """The rows, and those that the engine evaluated behind refused drafts in the same steps."""
+        held = self._refused
+        assert held is not None
+        found = np.concatenate([np.arange(i, j) for i, j in zip(first, last, strict=True)])
+        owners = np.repeat(which, last - first)
+        pieces, widths = [], []
+        for row, b in zip(found.tolist(), owners.tolist(), strict=True):
+            end = int(self.starts[b] + held.starts[row] - self.begins[b])
+            path = held.path(row)
+            pieces += [self.tokens[b, max(0, end - MAX_ORDER) : end], path]
+            widths.append(min(end, MAX_ORDER) + path.shape[0])
+        ends = seen.tokens.shape[0] + np.cumsum(widths)
+        ids = np.full((found.shape[0], self.ids.shape[1]), -1, np.int32)
+        laws = np.zeros(ids.shape, np.float32)
+        entries = min(ids.shape[1], held.ids.shape[1])
+        ids[:, :entries] = held.ids[found, :entries]
+        laws[:, :entries] = np.exp(held.log_masses[found, :entries])
+        return VerifiedRows(
+            np.concatenate([seen.tokens, *pieces]),
+            np.concatenate([seen.begins, ends - widths]),
+            np.concatenate([seen.ends, ends]),
+            np.concatenate([seen.ids, ids]),
+            np.concatenate([seen.probabilities, laws]),
+            np.concatenate([seen.emitted, np.full(found.shape[0], -1, np.int32)]),
+            np.concatenate([seen.temperatures, self._parameters_of(found.shape[0])[0]]),
+        )

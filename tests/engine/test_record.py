@@ -17,6 +17,7 @@ from tests.engine.exact import ExactModel, Sampling, shape
 from theory.trace_file import read
 from theory.traces import Trace
 from vllm_plugin.record_journal import counters_of
+from vllm_plugin.row_log import ENVIRONMENT, RowReader
 from vllm_plugin.server import ServerOptions, ServerProcess, plugin_speculation, vllm_server
 
 pytestmark = [pytest.mark.slow, pytest.mark.engine]
@@ -98,6 +99,31 @@ def assert_exact(trace: Trace, exact: ExactModel) -> None:
     assert trace.processed.slack.mean() < 1e-3
 
 
+@torch.inference_mode()
+def assert_refused_rows_exact(trace: Trace, file: Path, exact: ExactModel) -> None:
+    """What the engine logged of refused branches are the model's laws there, in all answers."""
+    reader, rows = RowReader(file), 0
+    for prompt in range(trace.prompts):
+        answers = np.flatnonzero(trace.answer_prompts == prompt)
+        texts = [trace.tokens[trace.answer(int(a))] for a in answers]
+        refused = reader.take(trace.prompt(prompt), texts)
+        if refused is None:  # an answer of the first sitting, whose engine drafted nothing
+            continue
+        text = np.concatenate(texts)
+        begins = np.cumsum([0, *map(len, texts)])
+        for row in range(len(refused)):
+            start = int(refused.starts[row])
+            first = begins[np.searchsorted(begins, start, "right") - 1]
+            context = [*trace.prompt(prompt), *text[first:start], *refused.path(row)]
+            ids = torch.tensor([context], dtype=torch.int64)
+            law = shape(exact.model(ids).logits[0, -1:].numpy(), Sampling(1.0))[0]
+            held = refused.ids[row] >= 0
+            got = np.exp(refused.log_masses[row][held])
+            np.testing.assert_allclose(got, law[refused.ids[row][held]], rtol=2e-3, atol=1e-6)
+            rows += 1
+    assert rows > 100
+
+
 def drafting_server(model: Path) -> ServerProcess:
     """A running server, as a user's would be, that drafts with STAND."""
     return vllm_server(
@@ -135,7 +161,9 @@ def test_an_engine_is_killed_another_goes_on_and_all_laws_are_exact(
     counted = counters_of(kept.provenance)
     assert counted is not None and counted.block_efficiency == 1 and counted.draft_tokens == 0
 
+    log = tmp_path / "rows"
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv(ENVIRONMENT, str(log))
     with drafting_server(model) as server, start(dataset, out, "--url", server.url) as command:
         shown, errors = command.communicate(timeout=200)
     assert command.returncode == 0, errors
@@ -154,3 +182,4 @@ def test_an_engine_is_killed_another_goes_on_and_all_laws_are_exact(
     assert counted.first_tokens == whole.answers
     assert json.loads(shown)["counters"]["drafts"] == counted.drafts > 0
     assert not journal.exists()
+    assert_refused_rows_exact(whole, log, exact)

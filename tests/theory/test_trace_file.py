@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from theory.refused import RefusedRows
 from theory.trace_file import FORMAT, VERSION, TraceError, read, write
 from theory.traces import Sampling, Trace
 
@@ -39,12 +40,30 @@ def small(answers: int = 3, entries: int = 4, vocabulary: int = 9, seed: int = 0
     )
 
 
+def with_refused(trace: Trace) -> Trace:
+    """The trace with rows behind two refused drafts, one of them in the longest answer."""
+    last = int(trace.answer_begins[-1]) - 1
+    rows = RefusedRows(
+        starts=np.array([0, last - 1], np.int64),
+        after=np.array([0, last], np.int64),
+        begins=np.array([0, 1, 3], np.int64),
+        drafts=np.array([5, 6, 7], np.int32),
+        ids=np.array([[1, 2], [3, -1]], np.int32),
+        log_masses=np.array([[-0.5, -1.5], [-0.1, -np.inf]], np.float32),
+    )
+    return replace(trace, refused=rows)
+
+
 def assert_same(one: Trace, other: Trace) -> None:
     for field in fields(Trace):
         mine, theirs = getattr(one, field.name), getattr(other, field.name)
         if isinstance(mine, np.ndarray):
             assert mine.dtype.kind == theirs.dtype.kind, field.name
             np.testing.assert_array_equal(mine, theirs)
+        elif isinstance(mine, RefusedRows):
+            for part in fields(RefusedRows):
+                expected = getattr(mine, part.name)
+                np.testing.assert_array_equal(expected, getattr(theirs, part.name))
         else:
             assert mine == theirs, field.name
 
@@ -243,3 +262,46 @@ def test_a_failed_write_leaves_the_old_file(path: Path, monkeypatch: pytest.Monk
 def test_the_format_is_named(path: Path) -> None:
     header = json.loads(np.load(path)["header"].tobytes())
     assert (header["format"], header["version"]) == (FORMAT, VERSION)
+
+
+def test_rows_behind_refused_drafts_are_kept(tmp_path: Path) -> None:
+    made, path = with_refused(small()), tmp_path / "t.npz"
+    write(path, made)
+    assert_same(made, read(path))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("starts", [0, 99], "point outside"),
+        ("starts", [-1, 4], "point outside"),
+        ("starts", [0, 0], "point outside"),  # another answer than `after`
+        ("after", [5, 0], "not sorted"),
+        ("begins", [0, 0, 3], "have no drafts"),
+        ("begins", [0, 1, 2], "does not rise"),
+        ("begins", [0, 3], "different lengths"),
+        ("drafts", [5, 6, 9], "refused_drafts holds tokens outside"),
+        ("ids", [[1, 9], [3, -1]], "refused_ids holds tokens outside"),
+        ("ids", [[1, -1], [3, -1]], "where there is no token"),
+        ("log_masses", [[-1.5, -0.5], [-0.1, -np.inf]], "not sorted"),
+        ("log_masses", [[0.5, -1.5], [-0.1, -np.inf]], "no log probabilities"),
+    ],
+)
+def test_refused_rows_that_cannot_be_are_named(
+    tmp_path: Path, name: str, value: Any, said: str
+) -> None:
+    made = with_refused(small())
+    assert made.refused is not None
+    kind = getattr(made.refused, name).dtype
+    wrong = replace(made, refused=replace(made.refused, **{name: np.array(value, kind)}))
+    with pytest.raises(ValueError, match=said):
+        write(tmp_path / "t.npz", wrong)
+
+
+def test_refused_rows_are_all_there_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "t.npz"
+    write(path, with_refused(small()))
+    with np.load(path) as held:
+        arrays = {name: held[name] for name in held.files if name != "refused_after"}
+    np.savez(path, **arrays)
+    assert "it holds" in refusal(path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from theory.refused import RefusedRows
 from theory.trace_prompts import part_prompts, select_prompts
 from theory.traces import Sampling, Trace
 
@@ -15,6 +16,14 @@ def some(prompts: int = 7, seed: int = 0) -> Trace:
     answer_prompts = rng.integers(0, prompts, 3 * prompts)
     sizes, lengths = rng.integers(0, 5, answer_prompts.size), rng.integers(1, 4, prompts)
     rows, words = int(sizes.sum()), int(lengths.sum())
+    refused = RefusedRows(  # behind every token, in its own step, a path of one or two drafts
+        starts=np.arange(rows),
+        after=np.arange(rows),
+        begins=np.cumsum([0, *(1 + np.arange(rows) % 2)]).astype(np.int64),
+        drafts=np.arange(int((1 + np.arange(rows) % 2).sum()), dtype=np.int32),
+        ids=np.arange(rows, dtype=np.int32)[:, None],
+        log_masses=-1.0 - np.arange(rows, dtype=np.float32)[:, None],
+    )
     return Trace(
         vocabulary=10_000,
         sampling=Sampling(),
@@ -29,6 +38,8 @@ def some(prompts: int = 7, seed: int = 0) -> Trace:
         ids=np.arange(2 * rows, dtype=np.int32).reshape(rows, 2),
         log_masses=-1.0 - np.arange(2 * rows, dtype=np.float32).reshape(rows, 2),
         emitted_log_masses=-1.0 - np.arange(rows, dtype=np.float32),
+        tail_log_weights=np.arange(2 * rows, dtype=np.float32).reshape(rows, 2),
+        refused=refused,
     )
 
 
@@ -40,6 +51,12 @@ def stories(trace: Trace, prompts: list[int]) -> list[tuple[object, ...]]:
             here = trace.answer(answer)
             arrays = (trace.prompt(prompt), trace.tokens[here], trace.ids[here],
                       trace.log_masses[here], trace.emitted_log_masses[here])  # fmt: skip
+            assert trace.tail_log_weights is not None and trace.refused is not None
+            behind = trace.refused
+            own = np.flatnonzero((behind.after >= here.start) & (behind.after < here.stop))
+            arrays += (trace.tail_log_weights[here], behind.starts[own] - here.start,
+                       behind.after[own] - here.start, behind.ids[own], behind.log_masses[own],
+                       *(behind.path(int(row)) for row in own))  # fmt: skip
             names = (str(trace.categories[prompt]), str(trace.questions[prompt]))
             told.append((*names, *(array.tolist() for array in arrays)))
     return told
