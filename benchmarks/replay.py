@@ -8,9 +8,9 @@ block efficiency that it had, and the replay of the same answers, with the same 
 settings, the one to be expected. Given the text an engine's steps are still random; by how much
 (one standard deviation) follows from the replay too, and is printed beside the gap.
 
-No trace holds the rows behind refused drafts, and STAND learns from them in an engine; in
-`stand_from_text` (text_only.py) it does not, so that what is left of the gap there has other
-reasons.
+STAND learns from the rows behind refused drafts too; the engine of this plugin logs them, and the
+trace holds them (docs/traces.md). In `stand_from_text` (text_only.py) it does not learn from them,
+and its trace does not hold them: what is left of a gap there has other reasons.
 """
 
 import argparse
@@ -41,6 +41,7 @@ from vllm_plugin.record import Plan
 from vllm_plugin.record_journal import counters_of
 from vllm_plugin.record_server import MOST_HEADS, RecordError
 from vllm_plugin.record_session import Session
+from vllm_plugin.row_log import logged
 from vllm_plugin.server import (
     ServerError,
     ServerOptions,
@@ -161,8 +162,11 @@ def recorded(options: argparse.Namespace, folder: Path, method: str, pair: Pair)
     )
     trace = None
     try:
-        with vllm_server(server, name=f"vllm serve ({method})", console=_CONSOLE) as running:
-            asyncio.run(session.run(running.url))
+        with (
+            logged(pair.speculative_config) as rows,
+            vllm_server(server, name=f"vllm serve ({method})", console=_CONSOLE) as running,
+        ):
+            asyncio.run(session.run(running.url, rows))
     finally:
         trace = session.finish()
     if trace is None or not trace.provenance["complete"]:

@@ -1,7 +1,7 @@
 """STAND as a replay knows it: an engine that learns from the rows of emitted tokens alone.
 
-In an engine STAND also learns from the rows behind a refused draft, which no trace holds. This
-class leaves them out, so that `replay.py` can tell what they are worth from all other differences.
+In an engine STAND also learns from the rows behind a refused draft. This class leaves them out, so
+that `replay.py` can tell what they are worth from all other differences.
 """
 
 from dataclasses import fields

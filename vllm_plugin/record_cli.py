@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
     from theory.traces import Trace
     from vllm_plugin.record import Plan
-    from vllm_plugin.row_log import RowReader
     from vllm_plugin.server import ServerProcess
 
 INTERRUPTED = 130
@@ -63,6 +62,7 @@ def record(
     from vllm_plugin.models import ModelError
     from vllm_plugin.record_server import RecordError, ServerLost
     from vllm_plugin.record_session import Session
+    from vllm_plugin.row_log import logged
     from vllm_plugin.server import ServerError
     from vllm_plugin.spec_bench import DatasetError
 
@@ -81,7 +81,7 @@ def record(
     server: ServerProcess | None = None
     try:
         with (
-            _row_log(served) as rows,
+            logged(served["speculative_config"]) as rows,
             _server(model, served, max_model_len, dtype, concurrency, stage) as server,
         ):
             asyncio.run(session.run(url or server.url if server else str(url), rows))
@@ -169,26 +169,6 @@ def _check_out(out: Path) -> None:
     if not folder.is_dir() or not os.access(folder, os.W_OK) or out.is_dir():
         raise RecordError(f"--out {out} cannot be written: {folder} is no folder to write into")
     refuse_complete(out)
-
-
-@contextmanager
-def _row_log(served: dict[str, Any]) -> Iterator[RowReader | None]:
-    """The log that a server of ours, started in the block, writes of its rows; None for others."""
-    from tempfile import TemporaryDirectory
-
-    from vllm_plugin.row_log import ENVIRONMENT, RowReader
-
-    name = (served["speculative_config"] or {}).get("model")
-    if not (isinstance(name, str) and name.startswith("vllm_plugin.")):
-        yield None
-        return
-    with TemporaryDirectory(prefix="specproof-rows-") as folder:
-        file = Path(folder) / "rows"
-        os.environ[ENVIRONMENT] = str(file)
-        try:
-            yield RowReader(file)
-        finally:
-            del os.environ[ENVIRONMENT]
 
 
 @contextmanager

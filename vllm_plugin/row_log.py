@@ -10,9 +10,11 @@ step's tokens leave the engine, so whoever has an answer finds all of it here.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -150,6 +152,22 @@ class RowReader:
                     return
                 self._read_to = file.tell()
                 yield head, arrays
+
+
+@contextmanager
+def logged(speculative_config: Mapping[str, Any] | None) -> Iterator[RowReader | None]:
+    """The log of a server that is started in the block; None if it does not draft with ours."""
+    name = (speculative_config or {}).get("model")
+    if not (isinstance(name, str) and name.startswith("vllm_plugin.")):
+        yield None
+        return
+    with TemporaryDirectory(prefix="specproof-rows-") as folder:
+        file = Path(folder) / "rows"
+        os.environ[ENVIRONMENT] = str(file)
+        try:
+            yield RowReader(file)
+        finally:
+            del os.environ[ENVIRONMENT]
 
 
 def _rows(request: _Request, length: int, entries: int) -> RefusedRows:

@@ -4,8 +4,9 @@ The order of calls is the engine adapter's (vllm_plugin/adapter_v1.py): ``start`
 then the row of every emitted token is observed before the draft that follows that token. So at a
 step that starts before ``tokens[t]`` the drafter has seen the rows that emitted everything before
 ``tokens[t]``, and nothing later: what it knows depends on t alone, not on where earlier steps
-began. What the engine would have shown it beside that, the rows behind refused drafts, is in no
-trace; a drafter that learns from rows is therefore a little better in the engine than here.
+began. Rows behind refused drafts are shown as they came in the recorded engine, if the trace holds
+them (:mod:`theory.refused`): the engine's own drafts led there, not those of the drafter replayed. A
+trace without them makes a drafter that learns from rows look a little worse than it is.
 """
 
 from __future__ import annotations

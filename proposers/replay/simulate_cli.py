@@ -46,7 +46,7 @@ def simulate(
 ) -> None:
     """Expected block efficiency of drafters on recorded answers, without an engine.
 
-    Exact given the text, but for rows behind refused drafts, which no trace holds (docs/replay.md).
+    Exact given the text, but for what is learned behind refused drafts (docs/replay.md).
     Intervals are of 95 %, clustered by prompt; differences are paired by prompt.
     """
     from proposers.replay.report import compare
@@ -90,6 +90,7 @@ def simulate(
                     "prompts": recorded.prompts,
                     "answers": recorded.answers,
                     "tokens": len(recorded),
+                    "refused_rows": None if recorded.refused is None else len(recorded.refused),
                     "share": share,
                     "order": order,
                     "interval": "95 %, ratio linearised, clustered by prompt",
@@ -259,8 +260,13 @@ def _print(trace: Trace, lines: list[Line], share: str, order: str) -> None:
         )
     console.print(accepted)
     console.print(
-        "Exact given this text, but for rows behind refused drafts, which a trace does not hold: "
-        "a table that learns from them usually does a little better in an engine."
+        "Exact given this text, but for what is learned behind refused drafts: "
+        + (
+            "this trace holds no such rows, so a table that learns from them usually does a little "
+            "better in an engine."
+            if trace.refused is None
+            else f"shown are the {len(trace.refused):,} rows of the recorded engine's drafts."
+        )
     )
 
 
