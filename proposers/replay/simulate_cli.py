@@ -216,32 +216,37 @@ def _print(trace: Trace, lines: list[Line], share: str, order: str) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    temperature = trace.sampling.temperature
+    columns = {
+        "rule": [line.setting.rule for line in lines],
+        "K": [str(line.setting.draft_length) for line in lines],
+        "k": [str(line.setting.candidates) for line in lines],
+    }
+    common = [f"{name} = {v[0]}" for name, v in columns.items() if len(set(v)) == 1]
+    varied = {name: values for name, values in columns.items() if len(set(values)) > 1}
     view = Table(
         title=f"{trace.answers} answers to {trace.prompts} prompts, {len(trace):,} tokens, "
-        f"T = {temperature:g}; table: {share}, {order}; ± 95 % by prompt",
+        f"T = {trace.sampling.temperature:g}\n"
+        + ", ".join([*common, f"table: {share}, {order}", "± 95 % by prompt"]),
         box=SIMPLE_HEAD, padding=(0, 0, 0, 1), pad_edge=False,
     )  # fmt: skip
     view.add_column("drafter", no_wrap=True)
-    view.add_column("rule", no_wrap=True)
-    for name in ("K", "k", "tokens/step", "to first", "drafted", "wasted"):
+    for name in varied:
+        view.add_column(name, justify="left" if name == "rule" else "right", no_wrap=True)
+    for name in ("tokens/step", "to first", "drafted", "wasted"):
         view.add_column(name, justify="right", no_wrap=True)
     if any(line.rate for line in lines):
         view.add_column("tokens/s", justify="right", no_wrap=True)
-    for line in lines:
-        setting = line.setting
+    for place, line in enumerate(lines):
         cells = [
-            setting.drafter,
-            setting.rule,
-            str(setting.draft_length),
-            str(setting.candidates),
+            line.setting.drafter,
+            *(values[place] for values in varied.values()),
             _plus_minus(line.block_efficiency, 3),
             "" if line.gain is None else _plus_minus(line.gain, 3, signed=True),
             f"{line.drafted:.2f}",
             f"{line.wasted:.2f}",
         ]
         if line.rate is not None:
-            cells.append(_plus_minus(line.rate, 1))
+            cells.append(_plus_minus(line.rate, 1 if line.rate.value < 100 else 0))
         view.add_row(*cells)
     console = Console()
     console.print(view)

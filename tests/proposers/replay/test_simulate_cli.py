@@ -92,7 +92,22 @@ def test_table_and_picture(path, tmp_path):
     assert picture.read_bytes().startswith(b"\x89PNG")
     for word in ("stand", "prompt_lookup", "block", "wasted", "±", "refused drafts"):
         assert word in result.stdout
+    assert "…" not in result.stdout
     assert all(len(line) <= 80 for line in result.stdout.splitlines() if "plot" not in line)
+
+
+def test_all_columns_fit_a_terminal(path, tmp_path):
+    curve = tmp_path / "times.csv"
+    curve.write_text("0,0.010\n8,0.018\n")
+    result = run.invoke(
+        app,
+        [str(path), "--drafter", "stand,token_recycling", "--draft-length", "2,4", "--options",
+         SMALL, "--step-times", str(curve)],
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    assert "rule = block, k = 1, table: all, sequential" in result.stdout
+    assert "tokens/s" in result.stdout
+    assert "…" not in result.stdout
 
 
 @pytest.mark.parametrize(
