@@ -5,8 +5,8 @@ then the row of every emitted token is observed before the draft that follows th
 step that starts before ``tokens[t]`` the drafter has seen the rows that emitted everything before
 ``tokens[t]``, and nothing later: what it knows depends on t alone, not on where earlier steps
 began. Rows behind refused drafts are shown as they came in the recorded engine, if the trace holds
-them (:mod:`theory.refused`): the engine's own drafts led there, not those of the drafter replayed. A
-trace without them makes a drafter that learns from rows look a little worse than it is.
+them (:mod:`theory.refused`): the engine's own drafts led there, not those of the drafter that is
+replayed. Without them a drafter that learns from rows looks a little worse than it is.
 """
 
 from __future__ import annotations
