@@ -7,7 +7,14 @@ from typing import Any
 
 from vllm_plugin.server import plugin_speculation
 
-METHODS = ("none", "ngram", "suffix", "stand", "prompt_lookup")
+OURS = {
+    "stand": "vllm_plugin.Stand",
+    "chooser": "vllm_plugin.Chooser",
+    "prompt_lookup": "vllm_plugin.PromptLookup",
+    "token_recycling": "vllm_plugin.TokenRecycling",
+    "aded": "vllm_plugin.Aded",
+}
+METHODS = ("none", "ngram", "suffix", *OURS)
 SUFFIX_TUNED = {"suffix_decoding_max_spec_factor": 4.0, "suffix_decoding_min_token_prob": 0.0}
 
 
@@ -83,12 +90,13 @@ def plan(
                 **(suffix or {}),
             },
         ),
-        "stand": lambda: Method("stand", plugin_speculation(tokens), additional),
-        "prompt_lookup": lambda: Method(
-            "prompt_lookup", plugin_speculation(tokens, "vllm_plugin.PromptLookup"), additional
-        ),
     }
-    return [made[name]() for name in names]
+    return [
+        made[name]()
+        if name in made
+        else Method(name, plugin_speculation(tokens, OURS[name]), additional)
+        for name in names
+    ]
 
 
 def calibrate_ngram(

@@ -181,6 +181,9 @@ def test_the_configurations_of_the_methods() -> None:
     assert stand.speculative_config["model"] == "vllm_plugin.Stand"
     assert stand.speculative_config["num_speculative_tokens"] == 6
     assert stand.additional_config == extra
+    ours = methods.plan(list(methods.OURS), 6, additional=extra, ngram=None, suffix=None)
+    named = [one.speculative_config["model"] for one in ours if one.speculative_config]
+    assert named == list(methods.OURS.values())
 
 
 def test_the_result_has_the_promised_shape(
