@@ -74,7 +74,7 @@ class TableKeeper:
             )
             self._thread.start()
 
-    def save(self, *, patience: float = 0.0, breath: float = BREATH) -> bool:
+    def save(self, *, at_the_end: bool = False) -> bool:
         """Save the table if it learned anything since the last time; says whether it was saved.
 
         What goes wrong is logged and counted, and leaves the old file: an engine does not end for
@@ -84,12 +84,15 @@ class TableKeeper:
             ticks = self._ticks()
             if ticks == self._saved:
                 return False
-            about = self._about | {"saved": datetime.now(UTC).isoformat(timespec="seconds")}
+            now = datetime.now(UTC).isoformat(timespec="seconds")
+            about = self._about | {"saved": now, "at_the_end": at_the_end}
             began = time.perf_counter()
             try:
                 contexts = save(
                     self.table, self.path, self.identity,
-                    about=about, patience=patience, breath=breath,
+                    about=about,
+                    patience=_LAST_PATIENCE if at_the_end else 0.0,
+                    breath=0.0 if at_the_end else BREATH,
                 )  # fmt: skip
             except OSError as error:
                 metrics.log().warning("specproof: table not saved to %s: %s", self.path, error)
@@ -107,7 +110,7 @@ class TableKeeper:
         """Save for the last time; safe to repeat."""
         if not self._ending.is_set():
             self._ending.set()
-            self.save(patience=_LAST_PATIENCE, breath=0.0)
+            self.save(at_the_end=True)
 
     def _ticks(self) -> int:
         return int(self.table.arrays.clock[0])
