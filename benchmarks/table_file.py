@@ -24,7 +24,6 @@ from pathlib import Path
 import numpy as np
 from arguments import BriefParser, at_least
 from numpy.typing import NDArray
-from provenance import provenance
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
@@ -33,6 +32,7 @@ from proposers import StandTable, VerifiedRows, table_file, table_store
 from proposers.table import BUCKET
 from proposers.table_file import Identity, TableFileError
 from proposers.table_store import BREATH
+from vllm_plugin.provenance import provenance
 
 TARGET = 2.0  # seconds each way
 VOCABULARY = 49_152
