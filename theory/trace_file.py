@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import lzma
 import math
-import os
 import struct
 import zlib
 from pathlib import Path
@@ -17,6 +16,7 @@ import numpy as np
 from theory import refused
 from theory.refused import RefusedRows
 from theory.traces import Sampling, Trace
+from theory.whole_file import whole
 
 FORMAT = "specproof-trace"
 VERSION = 2
@@ -85,15 +85,8 @@ def write(path: Path, trace: Trace) -> None:
     named["emitted_p"] = trace.processed.emitted.astype(np.float32)
     named["kept"] = trace.processed.kept.astype(np.float32)
     named["header"] = np.frombuffer(json.dumps(header).encode(), np.uint8)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with partial.open("wb") as file:
-            np.savez_compressed(file, allow_pickle=False, **named)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with whole(path) as file:
+        np.savez_compressed(file, allow_pickle=False, **named)
 
 
 def read(path: Path) -> Trace:

@@ -7,18 +7,17 @@ dying server, nor a killed command, nor a full disk loses more than the question
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from theory.trace_file import TraceError, read, write
 from theory.traces import Trace
+from theory.whole_file import whole
 from vllm_plugin.record_server import RecordError
 from vllm_plugin.scrape import Counters
 
@@ -193,17 +192,5 @@ def _short(value: Any) -> str:
 
 
 def _write_json(path: Path, value: Mapping[str, Any]) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with partial.open("w", encoding="utf-8") as file:
-            json.dump(value, file, indent=1)
-            _to_disk(file)
-        partial.replace(path)
-    finally:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
-
-
-def _to_disk(file: IO[Any]) -> None:
-    file.flush()
-    os.fsync(file.fileno())
+    with whole(path) as file:
+        file.write(json.dumps(value, indent=1).encode())

@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 
 from proposers.batch import Doubles, Drafter, Ints
+from proposers.replay.arguments import section
 from proposers.replay.drafters import make_drafter
 from proposers.replay.profiling import most_tokens, walk
-from proposers.replay.simulate_cli import section
 from proposers.replay.texts import Texts
 from theory.inputs import Row
 from theory.trace_file import read

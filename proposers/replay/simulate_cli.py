@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
 
 import typer
 
+from proposers.replay.arguments import check_words, section
+
 if TYPE_CHECKING:
     from proposers.replay.report import Line
     from proposers.replay.simulation import Setting
@@ -121,12 +123,7 @@ def _simulate(
     from proposers.replay.profiling import Order, Share
     from proposers.replay.simulation import simulate, walks
 
-    for name, given, allowed in (
-        ("--share", share, get_args(Share)),
-        ("--order", order, get_args(Order)),
-    ):
-        if given not in allowed:
-            raise ValueError(f"{name} must be one of {', '.join(allowed)}; got {given!r}")
+    check_words(("--share", share, get_args(Share)), ("--order", order, get_args(Order)))
     with Progress(console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("tokens", total=walks(settings) * len(trace))
         return list(
@@ -156,21 +153,9 @@ def _origins(
         return None
     shown = most_tokens(trace, cast(Share, share))
     make = make_drafter("stand", section(options), draft_length=longest, seed=seed, tokens=shown)
-    return origins(trace, make, share=cast(Share, share), order=cast(Order, order))
-
-
-def section(options: str | None) -> dict[str, Any]:
-    """The drafters' options: a JSON object, or what stands under its key "specproof"."""
-    if options is None:
-        return {}
-    try:
-        given = json.loads(options)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"--options must be JSON; got {options!r:.60}: {error}") from None
-    section = given.get("specproof", given) if isinstance(given, dict) else given
-    if not isinstance(section, dict):
-        raise ValueError(f"--options must be a JSON object of options; got {options!r:.60}")
-    return section
+    return origins(
+        trace, make, draft_length=longest, share=cast(Share, share), order=cast(Order, order)
+    )
 
 
 def _times(path: Path | None, settings: list[Setting]) -> Floats | None:

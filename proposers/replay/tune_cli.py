@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shlex
 from dataclasses import replace
@@ -11,6 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
 
 import typer
+
+from proposers.replay.arguments import check_words
 
 if TYPE_CHECKING:
     from proposers.replay.tuning import Search, Trial, Workload
@@ -73,7 +74,7 @@ def tune(
 
     try:
         seconds = _seconds(budget, trials)
-        _check_words(rule, share, order, hold_out, token_price, step_times)
+        _check(rule, share, order, hold_out, token_price, step_times)
         if out is not None and (not out.parent.is_dir() or out.is_dir()):
             raise ValueError(f"--out must be a file in a folder that exists; got {str(out)!r}")
         if plot is not None:
@@ -141,7 +142,7 @@ def _seconds(budget: str | None, trials: int | None) -> float | None:
     return float(match[1]) * _UNITS[match[2]]
 
 
-def _check_words(
+def _check(
     rule: str,
     share: str,
     order: str,
@@ -152,13 +153,11 @@ def _check_words(
     from proposers.replay.profiling import Order, Share
     from proposers.replay.scoring import RULES
 
-    for name, given, allowed in (
+    check_words(
         ("--rule", rule, RULES),
         ("--share", share, get_args(Share)),
         ("--order", order, get_args(Order)),
-    ):
-        if given not in allowed:
-            raise ValueError(f"{name} must be one of {', '.join(allowed)}; got {given!r}")
+    )
     if not 0 < hold_out < 1:
         raise ValueError(f"--hold-out must lie between 0 and 1; got {hold_out:g}")
     if token_price is not None and step_times is not None:
@@ -290,12 +289,12 @@ def _command(config: dict[str, Any], draft_length: int) -> str:
 
 def _write(path: Path, config: dict[str, Any]) -> None:
     """Whole or not at all; ends the command with a sentence where it cannot be written."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    from theory.whole_file import whole
+
     try:
-        beside.write_text(json.dumps(config, indent=2) + "\n")
-        beside.replace(path)
+        with whole(path) as file:
+            file.write(f"{json.dumps(config, indent=2)}\n".encode())
     except OSError as error:
-        beside.unlink(missing_ok=True)
         typer.echo(
             f"specproof tune: --out cannot be written: {error}; it would hold {json.dumps(config)}",
             err=True,

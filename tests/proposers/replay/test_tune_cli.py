@@ -165,10 +165,10 @@ def test_a_second_interrupt_leaves_the_config(path: Path, tmp_path: Path, monkey
 
 
 def test_a_config_that_cannot_be_written_is_told(path: Path, tmp_path: Path, monkeypatch) -> None:
-    def write_text(self: Path, text: str) -> int:
+    def fsync(descriptor: int) -> None:
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(Path, "write_text", write_text)
+    monkeypatch.setattr("os.fsync", fsync)
     said = refusal(path, *FAST, "--out", tmp_path / "config.json", code=1)
     assert "No space left on device" in said
     assert json.loads(said[said.index("{") :])["specproof"]["rule"] == "block"
