@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from proposers import Drafter, PromptLookupDrafter, StandDrafter, StandTable
+from proposers import Drafter
 from proposers.replay.drafters import DRAFTERS
 from vllm_plugin import hooks, let_through, row_log, stopwatch, table_keeper
 from vllm_plugin.adapter_v1 import V1Adapter, install
@@ -64,28 +64,19 @@ class Proposer:
         return self.adapter.propose(sampled_token_ids, num_tokens_no_spec, token_ids_cpu)
 
 
+def _built(name: str, options: Options, draft_length: int, seed: int) -> Drafter:
+    """A drafter made as a replay makes it."""
+    kind = DRAFTERS[name]
+    chosen = {option: getattr(options, option) for option in kind.defaults}
+    return kind.build(chosen, draft_length, seed)
+
+
 class Stand(Proposer):
     """STAND: stochastic drafts from a table of the target's own laws (arXiv 2506.04708)."""
 
     def make_drafter(self, options: Options, draft_length: int, seed: int) -> Drafter:
         """A STAND table shared by all requests of the server, and its drafter."""
-        cap = float("inf") if options.count_cap is None else options.count_cap
-        table = StandTable(
-            order=options.order,
-            budget_bytes=options.table_mib * 2**20,
-            entries=options.entries,
-            decay=options.decay,
-            count_cap=cap,
-            emitted_weight=options.emitted_weight,
-        )
-        return StandDrafter(
-            table,
-            draft_length=draft_length,
-            seed=seed,
-            prompt_visits=options.prompt_visits,
-            min_survival=options.min_survival,
-            interpolation=options.interpolation,
-        )
+        return _built("stand", options, draft_length, seed)
 
 
 class PromptLookup(Proposer):
@@ -93,19 +84,7 @@ class PromptLookup(Proposer):
 
     def make_drafter(self, options: Options, draft_length: int, seed: int) -> Drafter:
         """A stateless look-up of the longest earlier match."""
-        return PromptLookupDrafter(
-            draft_length=draft_length,
-            longest=options.longest_match,
-            shortest=options.shortest_match,
-            occurrence=options.occurrence,
-        )
-
-
-def _built(name: str, options: Options, draft_length: int, seed: int) -> Drafter:
-    """A drafter made as a replay makes it."""
-    kind = DRAFTERS[name]
-    chosen = {option: getattr(options, option) for option in kind.defaults}
-    return kind.build(chosen, draft_length, seed)
+        return _built("prompt_lookup", options, draft_length, seed)
 
 
 class Suffix(Proposer):

@@ -32,10 +32,11 @@ def origins(
     trace: Trace,
     make_drafter: Callable[[], Drafter],
     *,
+    draft_length: int,
     share: Share = "all",
     order: Order = "sequential",
 ) -> Origins:
-    """Walk a :class:`proposers.StandDrafter` along a trace and look up what it would draft from.
+    """Walk a :class:`proposers.StandDrafter` of this K, and look up what it would draft from.
 
     Raises
     ------
@@ -52,7 +53,7 @@ def origins(
         going = texts.going
         if not going.size:
             return
-        continuation = texts.continuation(going, emitted, budget, drafter.draft_length)
+        continuation = texts.continuation(going, emitted, budget, draft_length)
         q = drafter.follow(texts.requests(going, emitted, budget), continuation).q[:, 0]
         for place, b in enumerate(going):
             row = int(texts.begins[b]) + emitted
@@ -63,16 +64,10 @@ def origins(
                 found.acceptance[row] = min(1.0, q[place] / p[row])
 
     walk(
-        trace, make_drafter, step, make_drafter_length(make_drafter),
+        trace, make_drafter, step, draft_length,
         share=share, order=order, advance=lambda tokens: None,
     )  # fmt: skip
     return found
-
-
-def make_drafter_length(make_drafter: Callable[[], Drafter]) -> int:
-    """The K of the drafters that a function makes."""
-    drafter = make_drafter()
-    return drafter.draft_length if isinstance(drafter, StandDrafter) else 1
 
 
 def by_order(found: Origins) -> list[tuple[int, float, int]]:

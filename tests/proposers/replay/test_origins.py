@@ -23,7 +23,7 @@ def stand() -> StandDrafter:
 def test_orders_and_counts_are_those_of_the_table_before_the_step() -> None:
     law = np.array([0.1, 0.2, 0.3, 0.4])
     recorded = trace(lambda text: law, [(0, [1, 2, 1, 2, 1, 3])], [[0]], max_tokens=99)
-    found = origins(recorded, stand)
+    found = origins(recorded, stand, draft_length=2)
     # after 0 1 2 1 the context 1 is known, from one visit; after 0 1 2 1 2, 1 2 is; then 2 1 2 ..
     assert found.orders.tolist() == [0, 0, 0, 1, 2, 3]
     assert found.counts.tolist() == [0, 0, 0, 1, 1, 1]
@@ -42,7 +42,7 @@ def test_groups_of_counts_keep_equal_ones_together_and_lose_none() -> None:
     for _ in range(300):
         text.append(int(rng.choice(V, p=laws[text[-1]])))
     recorded = trace(lambda t: laws[t[-1]], [(0, text[1:])], [text[:1]], max_tokens=400)
-    found = origins(recorded, stand)
+    found = origins(recorded, stand, draft_length=2)
     for order, mean, count in by_order(found):
         groups = by_count(found, order)
         assert sum(n for _, _, n in groups) == count
@@ -54,4 +54,8 @@ def test_groups_of_counts_keep_equal_ones_together_and_lose_none() -> None:
 def test_a_drafter_without_contexts_is_refused() -> None:
     recorded = trace(lambda text: np.ones(2) / 2, [(0, [0, 1, 0])], [[0]], max_tokens=9)
     with pytest.raises(ValueError, match="GivenDrafter has no table of contexts"):
-        origins(recorded, lambda: GivenDrafter(lambda t: np.ones(2) / 2, draft_length=1))
+        origins(
+            recorded,
+            lambda: GivenDrafter(lambda t: np.ones(2) / 2, draft_length=1),
+            draft_length=1,
+        )
