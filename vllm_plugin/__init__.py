@@ -8,13 +8,22 @@ The proposer classes are named in ``--speculative-config``; they are loaded on f
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vllm_plugin.proposer import Aded, Chooser, PromptLookup, Stand, Suffix, TokenRecycling
+    from vllm_plugin.proposer import (
+        Aded,
+        Chooser,
+        PromptLookup,
+        SpecTr,
+        Stand,
+        Suffix,
+        TokenRecycling,
+    )
 
 __version__ = "0.1.0"
 __all__ = [
     "Aded",
     "Chooser",
     "PromptLookup",
+    "SpecTr",
     "Stand",
     "Suffix",
     "TokenRecycling",
@@ -22,7 +31,7 @@ __all__ = [
     "register",
 ]
 
-PROPOSERS = ("Stand", "PromptLookup", "Suffix", "TokenRecycling", "Aded", "Chooser")
+PROPOSERS = ("Stand", "SpecTr", "PromptLookup", "Suffix", "TokenRecycling", "Aded", "Chooser")
 
 
 def register() -> None:

@@ -2,71 +2,35 @@
 
 One step of the runner is ``_sample`` (hooked: rows go to the drafter, drafts are verified) and then
 ``propose``. What was drafted waits by request id until the step that verifies it, however the batch
-was reordered, the request preempted or the chain cut short in between.
+was reordered, the request preempted or the chain cut short in between. Several paths a request are
+:mod:`vllm_plugin.path_adapter`'s.
 """
 
 from __future__ import annotations
 
 import functools
 import itertools
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor
 
-from proposers import Drafter, DraftRequests, Drafts, VerifiedRows
+from proposers import Drafter, DraftRequests
 from proposers.noise import request_key
 from vllm_plugin import hooks, without_drafts
+from vllm_plugin.lessons import Ints, Laws, Stretch, laws_of, verified_rows
+from vllm_plugin.pending import NO_DRAFTS, Chain, PendingDraft, point_masses
 from vllm_plugin.row_log import RowLog
-from vllm_plugin.top_entries import top_entries
-from vllm_plugin.verifier import Chain, Request, Verifier
+from vllm_plugin.verifier import Request, Verifier
 from vllm_plugin.without_drafts import WithoutDrafts
 
-Laws = tuple[NDArray[np.int32], NDArray[np.float32]]  # ids and probabilities, (rows, entries)
-
-_NO_IDS = np.zeros((0, 1), np.int32)
-_NO_LAW = np.zeros((0, 1), np.float64)
+_NO_TOKENS = np.zeros(0, np.int32)
 
 
-@dataclass(frozen=True, slots=True)
-class PendingDraft:
-    """Drafts of one request that wait to be verified, and the length of the text they follow."""
-
-    text_length: int
-    tokens: NDArray[np.int32]  # (n,)
-    law_ids: NDArray[np.int32]  # (n, E)
-    law: NDArray[np.float64]  # (n, E)
-
-    def chain(self, scheduled: NDArray[np.int32]) -> Chain | None:
-        """The chain to verify when the engine scheduled these tokens; None if they are not ours.
-
-        When the engine cut drafts off (a token budget, or a grammar that refused one), the first
-        one cut is still judged: its row was evaluated as the row after the last scheduled draft.
-        Sampling that row from p instead would be biased, since a grammar looks at the token
-        (ALGORITHMS.md 5, trap 4). There is then no row for a bonus token.
-        """
-        n = scheduled.shape[0]
-        if n > self.tokens.shape[0] or not np.array_equal(scheduled, self.tokens[:n]):
-            return None
-        m = min(n + 1, self.tokens.shape[0])
-        return Chain(self.tokens[:m], self.law_ids[:m], self.law[:m], has_bonus=m == n)
-
-
-def point_masses(tokens: NDArray[np.int32]) -> Chain:
-    """The chain of drafts that nobody drew (vLLM's own fillers): q is a point mass on each."""
-    return Chain(tokens, tokens[:, None], np.ones((tokens.shape[0], 1)), has_bonus=True)
-
-
-def _before_fillers(scheduled: NDArray[np.int32]) -> NDArray[np.int32]:
+def _before_fillers(scheduled: Ints) -> Ints:
     """The scheduled drafts up to vLLM's first placeholder (-1), which nobody drew."""
     fillers = np.flatnonzero(scheduled < 0)
     return scheduled[: fillers[0]] if fillers.size else scheduled
-
-
-_NO_TOKENS = np.zeros(0, np.int32)
-NO_DRAFTS = Chain(_NO_TOKENS, _NO_IDS, _NO_LAW, has_bonus=True)
 
 
 class V1Adapter:
@@ -90,61 +54,96 @@ class V1Adapter:
         self.row_log = row_log
         self.draft_length = draft_length
         self.max_model_len = max_model_len
-        self.pending: dict[str, PendingDraft] = {}
+        self.pending: dict[str, Any] = {}
+        self.left_over: dict[str, Any] = {}
         self.started: set[str] = set()
         self.noise_keys: dict[str, int] = {}
         self.handles: dict[str, int] = {}
         self._handles = itertools.count()
-        self._runner: Any = None
-        self._verifier: Verifier | None = None
+        self.runner: Any = None
+        self.verifier: Any = None
         self._without: WithoutDrafts | None = None
+
+    def serve(self, runner: Any) -> None:
+        """Get to know the runner, before its first step is sampled."""
+        if self.runner is runner:
+            return
+        self.runner = runner
+        self.verifier = self.make_verifier(runner)
+        self._without = WithoutDrafts(runner)
+        # Near max_model_len vLLM would throw away the drafts of the whole batch and verify zeros in
+        # their place; ours never pass that length (`_budget`).
+        runner.effective_drafter_max_model_len = runner.max_model_len + runner.num_spec_tokens + 1
+
+    def make_verifier(self, runner: Any) -> Verifier:
+        """What decides on this adapter's drafts."""
+        return Verifier(runner, self.rule)
 
     def sample(self, runner: Any, logits: Tensor, metadata: Any, stock: Any) -> Any:
         """One step's tokens: learn from its rows, then verify, or sample as vLLM does."""
-        if self._runner is not runner:
-            self._runner = runner
-            self._verifier = Verifier(runner, self.rule)
-            self._without = WithoutDrafts(runner)
-        assert self._verifier is not None
-        self._verifier.forget_stale_budgets()
+        self.serve(runner)
+        self.verifier.forget_stale_budgets()
         logits = logits.float()
         requests = self._requests(metadata)
-        laws = self._laws(logits, requests)  # before the logits are processed in place
-        # In vLLM's plain step one request's logprob_token_ids would take the place of the others'.
-        own_logprobs = bool(runner.input_batch.sampling_metadata.logprob_token_ids)
-        undrafted = metadata is None and all(r.chain is NO_DRAFTS for r in requests)
-        if undrafted and not own_logprobs:
-            with self._verifier.keyed(requests):
-                output = stock(runner, logits, metadata)
-        else:
-            output = self._verifier.verify(requests, metadata, logits)
-        self._learn(requests, laws, output.sampled_token_ids)
+        stretches = [s for r in requests if not r.discarded for s in self.stretches(r)]
+        wanted = stretches if self.drafter.wants_rows else []
+        laws = laws_of(logits, wanted, self.entries)  # before the logits are processed in place
+        output = self.verify(requests, metadata, logits, stock)
+        sampled = output.sampled_token_ids.cpu().numpy()
+        emitted = [sampled[r.index][sampled[r.index] >= 0] for r in requests]
+        self.settle(requests, emitted)
+        self._learn(requests, stretches, laws, emitted)
         return output
 
-    def propose(
-        self,
-        sampled: list[list[int]],
-        lengths: NDArray[np.int32],
-        tokens: NDArray[np.int32],
-    ) -> list[list[int]]:
+    def verify(self, requests: list[Any], metadata: Any, logits: Tensor, stock: Any) -> Any:
+        """vLLM's sampler output for this step."""
+        # In vLLM's plain step one request's logprob_token_ids would take the place of the others'.
+        own_logprobs = bool(self.runner.input_batch.sampling_metadata.logprob_token_ids)
+        undrafted = metadata is None and all(r.chain is NO_DRAFTS for r in requests)
+        if undrafted and not own_logprobs:
+            with self.verifier.keyed(requests):
+                return stock(self.runner, logits, metadata)
+        return self.verifier.verify(requests, metadata, logits)
+
+    def settle(self, requests: list[Any], emitted: list[Ints]) -> None:
+        """Keep what was not judged of the drafts that the engine cut off."""
+        for r in requests:
+            if r.pending is not None:
+                rest = r.pending.left_over(emitted[r.index])
+                if rest is not None and not r.chain.has_bonus:
+                    self.left_over[self.runner.input_batch.req_ids[r.index]] = rest
+
+    def stretches(self, request: Any) -> list[Stretch]:
+        """Every row of a request, with the drafts it stands behind."""
+        return [
+            Stretch.chain(request.index, request.text_length, request.first_row, request.scheduled)
+        ]
+
+    def propose(self, sampled: list[list[int]], lengths: Ints, tokens: Ints) -> list[list[int]]:
         """Drafts of every request that sampled in this step and has room for them."""
         self._forget_finished()
-        batch, requests = self._runner.input_batch, self._runner.requests
+        batch, requests = self.runner.input_batch, self.runner.requests
+        proposed: list[list[int]] = [[] for _ in sampled]
         rows, budgets = [], []
         for i, new in enumerate(sampled):
             if not new:
                 continue
-            budget = self._budget(requests[batch.req_ids[i]], int(lengths[i]))
-            if budget > 0 and self._reason(i) is None:
+            request_id, length = batch.req_ids[i], int(lengths[i])
+            budget = self._budget(requests[request_id], length)
+            rest = self.left_over.pop(request_id, None)
+            if budget <= 0 or self._reason(i) is not None:
+                continue
+            if rest is not None and rest.text_length == length:
+                proposed[i] = self.keep(request_id, rest, int(tokens[i, length - 1]))
+            else:
                 rows.append(i)
                 budgets.append(budget)
-        proposed: list[list[int]] = [[] for _ in sampled]
         if not rows:
             return proposed
         index = np.array(rows, np.int64)
         ids = [batch.req_ids[i] for i in rows]
         top_k = batch.top_k_cpu[index].astype(np.int64)
-        drafts = self.drafter.draft(
+        drafts = self.draft(
             DraftRequests(
                 tokens=tokens,
                 rows=index,
@@ -157,29 +156,31 @@ class V1Adapter:
                 handles=np.array([self.handles[r] for r in ids], np.int64),
             )
         )
-        self._keep(ids, index, lengths, drafts, proposed)
+        for i, request_id, pending in zip(rows, ids, drafts, strict=True):
+            if pending is not None:
+                proposed[i] = self.keep(request_id, pending, int(tokens[i, int(lengths[i]) - 1]))
         return proposed
 
-    def _keep(
-        self,
-        ids: list[str],
-        index: NDArray[np.int64],
-        lengths: NDArray[np.int32],
-        drafts: Drafts,
-        proposed: list[list[int]],
-    ) -> None:
-        for b, request_id in enumerate(ids):
-            n = int(drafts.lengths[b])
-            if n == 0:
-                continue
-            row = int(index[b])
-            proposed[row] = drafts.tokens[b, :n].tolist()
-            self.pending[request_id] = PendingDraft(
-                int(lengths[row]),
+    def draft(self, requests: DraftRequests) -> list[Any]:
+        """What was drafted for each request, or None."""
+        drafts = self.drafter.draft(requests)
+        return [
+            PendingDraft(
+                int(requests.lengths[b]),
                 drafts.tokens[b, :n],
                 drafts.law_ids[b, :n],
                 drafts.law_probabilities[b, :n],
             )
+            if n
+            else None
+            for b, n in enumerate(drafts.lengths)
+        ]
+
+    def keep(self, request_id: str, pending: Any, last: int) -> list[int]:
+        """Let drafts wait; returns them as the engine is given them. ``last``: the last token."""
+        self.pending[request_id] = pending
+        flat: list[int] = pending.flat()
+        return flat
 
     def _budget(self, request: Any, length: int) -> int:
         """Drafts that can still be emitted within the model's and the request's own limit."""
@@ -189,13 +190,13 @@ class V1Adapter:
             budget = min(budget, parameters.max_tokens - len(request.output_token_ids) - 1)
         return budget
 
-    def _requests(self, metadata: Any) -> list[Request]:
+    def _requests(self, metadata: Any) -> list[Any]:
         """What each request of the batch has to be verified, in the order of its rows."""
-        batch = self._runner.input_batch
+        batch = self.runner.input_batch
         count = batch.num_reqs
-        discarded = self._runner.discard_request_mask.np[:count]
+        discarded = self.runner.discard_request_mask.np[:count]
         if metadata is None:
-            drafted, scheduled = [0] * count, np.zeros(0, np.int32)
+            drafted, scheduled = [0] * count, _NO_TOKENS
         else:
             drafted = metadata.num_draft_tokens
             scheduled = metadata.draft_token_ids.cpu().numpy()
@@ -206,35 +207,53 @@ class V1Adapter:
             if request_id not in self.noise_keys:
                 self._admit(i)
             drafts = scheduled[first_draft : first_draft + n]
-            request = Request(
-                index=i,
-                text_length=int(batch.num_tokens_no_spec[i]),
-                first_row=first_row,
-                # Without drafts, even vLLM's own fillers are left alone, whatever they are.
-                scheduled=_NO_TOKENS if self._reason(i) else _before_fillers(drafts),
-                key=self.noise_keys[request_id],
-                discarded=bool(discarded[i]),
-                chain=NO_DRAFTS,
+            # Without drafts, even vLLM's own fillers are left alone, whatever they are.
+            drafts = _NO_TOKENS if self._reason(i) else _before_fillers(drafts)
+            text_length = int(batch.num_tokens_no_spec[i])
+            pending = None
+            if not discarded[i]:
+                pending = self.pending.pop(request_id, None)
+                if pending is not None and pending.text_length != text_length:
+                    pending = None
+            requests.append(
+                self.request(i, text_length, first_row, drafts, bool(discarded[i]), pending)
             )
-            if not request.discarded:
-                request.chain = self._chain(request_id, request)
-            requests.append(request)
             first_row += n + 1
             first_draft += n
         return requests
 
-    def _chain(self, request_id: str, request: Request) -> Chain:
-        tokens = request.scheduled
-        pending = self.pending.pop(request_id, None)
-        if pending is not None and pending.text_length == request.text_length:
-            chain = pending.chain(tokens)
-            if chain is not None:
-                return chain
-        return point_masses(tokens) if tokens.shape[0] else NO_DRAFTS
+    def request(
+        self,
+        index: int,
+        text_length: int,
+        first_row: int,
+        scheduled: Ints,
+        discarded: bool,
+        pending: Any,
+    ) -> Any:
+        """One request's part of the step, from its scheduled drafts and those that wait."""
+        chain: Chain | None = None
+        if pending is not None:
+            chain = pending.chain(scheduled)
+        if chain is None:
+            pending = None
+            chain = NO_DRAFTS
+            if scheduled.shape[0] and not discarded:
+                chain = point_masses(scheduled)
+        return Request(
+            index=index,
+            text_length=text_length,
+            first_row=first_row,
+            scheduled=scheduled,
+            key=self.noise_keys[self.runner.input_batch.req_ids[index]],
+            discarded=discarded,
+            chain=chain,
+            pending=pending,
+        )
 
     def _admit(self, index: int) -> None:
-        request_id = self._runner.input_batch.req_ids[index]
-        parameters = self._runner.requests[request_id].sampling_params
+        request_id = self.runner.input_batch.req_ids[index]
+        parameters = self.runner.requests[request_id].sampling_params
         seed = None if parameters is None else parameters.seed
         self.noise_keys[request_id] = 0 if seed is None else request_key(seed)
         self.handles[request_id] = next(self._handles)
@@ -245,108 +264,48 @@ class V1Adapter:
     def _reason(self, index: int) -> str | None:
         """Why the request at this place of the batch goes without drafts; None if it does not."""
         assert self._without is not None
-        request_id = self._runner.input_batch.req_ids[index]
-        return self._without.reason(index, self._runner.requests[request_id].sampling_params)
+        request_id = self.runner.input_batch.req_ids[index]
+        return self._without.reason(index, self.runner.requests[request_id].sampling_params)
 
-    def _laws(self, logits: Tensor, requests: list[Request]) -> Laws | None:
-        """The heads of the target laws of the rows that the drafter may learn from, in order."""
-        rows = [
-            row
-            for r in requests
-            if not r.discarded
-            for row in range(r.first_row, r.first_row + r.scheduled.shape[0] + 1)
-        ]
-        if not (rows and self.drafter.wants_rows):
-            return None
-        return top_entries(logits, np.array(rows, np.int64), self.entries)
-
-    def _learn(self, requests: list[Request], laws: Laws | None, sampled: Tensor) -> None:
+    def _learn(
+        self,
+        requests: list[Any],
+        stretches: list[Stretch],
+        laws: Laws | None,
+        emitted: list[Ints],
+    ) -> None:
         """Give the drafter each new prompt, the target law of every row, and what it emitted."""
-        batch = self._runner.input_batch
-        sampling = [r for r in requests if not r.discarded]
-        for r in sampling:
+        batch = self.runner.input_batch
+        for r in requests:
             request_id = batch.req_ids[r.index]
-            if request_id not in self.started:
+            if not r.discarded and request_id not in self.started:
                 self.started.add(request_id)
                 if batch.req_prompt_embeds.get(r.index) is None:
                     prompt = batch.token_ids_cpu[r.index, : batch.num_prompt_tokens[r.index]]
                     self.drafter.start(self.handles[request_id], prompt)
                     if self.row_log is not None:
                         self.row_log.start(self.handles[request_id], prompt)
-        if laws is not None:
-            asked = self.drafter.wants_emitted or self.row_log is not None
-            tokens = sampled.cpu().numpy() if asked else None
-            self.drafter.observe(self._rows(sampling, *laws, tokens))
-            if self.row_log is not None and tokens is not None:
-                self._log_rows(self.row_log, sampling, *laws, tokens)
-
-    def _log_rows(
-        self,
-        log: RowLog,
-        sampling: list[Request],
-        ids: NDArray[np.int32],
-        probabilities: NDArray[np.float32],
-        sampled: NDArray[np.int32],
-    ) -> None:
-        row = 0
-        for r in sampling:
-            end = row + r.scheduled.shape[0] + 1
-            emitted = sampled[r.index][sampled[r.index] >= 0]
-            log.step(
-                self.handles[self._runner.input_batch.req_ids[r.index]], r.text_length,
-                emitted, r.scheduled, ids[row:end], probabilities[row:end],
-            )  # fmt: skip
-            row = end
-
-    def _rows(
-        self,
-        sampling: list[Request],
-        ids: NDArray[np.int32],
-        probabilities: NDArray[np.float32],
-        sampled: NDArray[np.int32] | None,
-    ) -> VerifiedRows:
-        batch = self._runner.input_batch
-        count = ids.shape[0]
-        texts: list[NDArray[np.int32]] = []
-        begins: list[int] = []
-        ends: list[int] = []
-        emitted = np.full(count if sampled is not None else 0, -1, np.int32)
-        temperatures = np.zeros(emitted.shape[0])
-        at, row = 0, 0
-        for r in sampling:
-            start = max(0, r.text_length - self.order)
-            tail = batch.token_ids_cpu[r.index, start : r.text_length]
-            n = r.scheduled.shape[0]
-            texts += [tail, r.scheduled]
-            first = at + tail.shape[0]
-            begins += [at] * (n + 1)
-            ends += range(first, first + n + 1)
-            if sampled is not None:
-                # Row i emitted the request's i-th token; behind a refused draft stands -1.
-                here = sampled[r.index, : n + 1]
-                emitted[row : row + here.shape[0]] = here
-                temperatures[row : row + n + 1] = batch.temperature_cpu[r.index]
-            at, row = first + n, row + n + 1
-        # A row that is no law (NaN, or nothing left of it) teaches nothing.
-        laws = np.isfinite(probabilities).all(axis=1) & (ids[:, 0] >= 0)
-        return VerifiedRows(
-            np.concatenate(texts).astype(np.int32, copy=False),
-            np.array(begins, np.int64)[laws],
-            np.array(ends, np.int64)[laws],
-            ids[laws],
-            probabilities[laws],
-            emitted[laws] if sampled is not None else emitted,
-            temperatures[laws] if sampled is not None else temperatures,
-        )
+        if laws is None:
+            return
+        shown = emitted if self.drafter.wants_emitted or self.row_log is not None else None
+        self.drafter.observe(verified_rows(batch, self.order, stretches, laws, shown))
+        if self.row_log is not None:
+            handles = [self.handles[batch.req_ids[s.index]] for s in stretches]
+            self.row_log.step(handles, stretches, laws, emitted)
 
     def _forget_finished(self) -> None:
-        live = self._runner.requests
+        live = self.runner.requests
         if len(self.noise_keys) > len(live):
-            for request_id in [r for r in self.noise_keys if r not in live]:
-                del self.noise_keys[request_id]
-                self.drafter.finish(self.handles.pop(request_id))
-                self.started.discard(request_id)
-                self.pending.pop(request_id, None)
+            self.forget([r for r in self.noise_keys if r not in live])
+
+    def forget(self, request_ids: list[str]) -> None:
+        """Forget requests that have ended."""
+        for request_id in request_ids:
+            del self.noise_keys[request_id]
+            self.drafter.finish(self.handles.pop(request_id))
+            self.started.discard(request_id)
+            self.pending.pop(request_id, None)
+            self.left_over.pop(request_id, None)
 
 
 def install() -> None:
@@ -354,11 +313,17 @@ def install() -> None:
     hooks.install(hooks.SAMPLE, _hooked)
 
 
+def adapter_of(runner: Any) -> V1Adapter | None:
+    """The adapter of a runner's proposer; None if that is not one of ours."""
+    adapter = getattr(getattr(runner, "drafter", None), "adapter", None)
+    return adapter if isinstance(adapter, V1Adapter) else None
+
+
 def _hooked(stock: Any) -> Any:
     @functools.wraps(stock)
     def _sample(self: Any, logits: Any, spec_decode_metadata: Any) -> Any:
-        adapter = getattr(getattr(self, "drafter", None), "adapter", None)
-        if not isinstance(adapter, V1Adapter) or logits is None:
+        adapter = adapter_of(self)
+        if adapter is None or logits is None:
             return stock(self, logits, spec_decode_metadata)
         return adapter.sample(self, logits, spec_decode_metadata, stock)
 

@@ -15,6 +15,11 @@ MAX_EMITTED_WEIGHT = 1000
 MAX_DRAFT_LENGTH = 128  # vLLM's MAX_SPEC_LEN
 MAX_MINUTES = 60 * 24 * 365
 MAX_CACHED_REQUESTS = 2**31 - 1
+MAX_CANDIDATES = 16
+Rule = Literal[
+    "token", "block", "match", "kseq", "rrs", "rrs_without_replacement", "top_plus_one",
+    "sparse_optimal",
+]  # fmt: skip
 Member = Literal["stand", "prompt_lookup", "suffix", "token_recycling", "aded"]
 
 
@@ -27,7 +32,19 @@ class Options(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
-    rule: Literal["token", "block", "match"] = Field("block", description="verification rule")
+    rule: Rule | None = Field(
+        None,
+        description="verification rule; block for one candidate, the drafting's own for several",
+    )
+    candidates: Annotated[int, Field(ge=1, le=MAX_CANDIDATES)] | None = Field(
+        None, description="paths verified in one forward; 1 for Stand, 8 for SpecTr"
+    )
+    drafting: Literal["iid", "without_replacement", "top_plus_one", "beam"] | None = Field(
+        None, description="how several candidates are drawn; top_plus_one, or the rule's own"
+    )
+    shape: Annotated[str, Field(min_length=1)] | None = Field(
+        None, description="file with the shape of Stand's tree, as specproof tune-tree writes it"
+    )
     order: Annotated[int, Field(ge=1, le=MAX_ORDER)] = Field(
         6, description="longest context of the STAND table, in tokens"
     )

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from vllm_plugin import PROPOSERS as NAMES
-from vllm_plugin import hooks, metrics, warm_start
+from vllm_plugin import hooks, metrics, path_engine, path_settings, warm_start
 from vllm_plugin.config import MAX_DRAFT_LENGTH, ConfigurationError, Options, read_options
+from vllm_plugin.path_settings import PathSettings
 
 _SETTINGS = {"method", "model", "num_speculative_tokens"}
 PROPOSERS = tuple(f"vllm_plugin.{name}" for name in NAMES)
@@ -78,10 +79,24 @@ def check(model: str, speculative_config: object, additional_config: object) -> 
         )
     options = read_options(_as_mapping(additional_config) or {})
     _check_packages(settings["model"], options)
+    _resolve_paths(speculative_config, additional_config)
     warm_start.refuse_without_table(settings["model"], options)
     if _looks_like_a_path(model) and not Path(model).expanduser().is_dir():
         raise ConfigurationError(f"the model folder {model} does not exist")
     return True
+
+
+def _resolve_paths(speculative_config: object, additional_config: object) -> PathSettings | None:
+    """Several candidates, if they are asked for, from arguments that were checked."""
+    settings = _as_mapping(speculative_config) or {}
+    options = read_options(_as_mapping(additional_config) or {})
+    proposer = settings["model"].rpartition(".")[2]
+    found = path_settings.resolve(proposer, options, settings["num_speculative_tokens"])
+    if found is not None:
+        wrong = next((p for hook in hooks.PATHS if (p := hooks.problem(hook))), None)
+        if wrong:
+            raise ConfigurationError(f"specproof refuses to verify several candidates: {wrong}")
+    return found
 
 
 def _check_packages(proposer: str, options: Options) -> None:
@@ -130,12 +145,18 @@ def _as_mapping(value: object) -> Mapping[str, Any] | None:
 def _guarded(original: Any) -> Any:
     @functools.wraps(original)
     def create_engine_config(self: Any, *args: Any, **kwargs: Any) -> Any:
+        paths = None
         try:
             ours = check(self.model, self.speculative_config, self.additional_config)
             if ours:
                 check_workers(self.tensor_parallel_size, self.pipeline_parallel_size)
                 metrics.prepare()
-            config = original(self, *args, **kwargs)
+                paths = _resolve_paths(self.speculative_config, self.additional_config)
+            with path_engine.prepared(self, paths):
+                config = original(self, *args, **kwargs)
+            if paths is not None:
+                path_engine.refuse_model(config)
+                path_engine.adapt(config)
             if ours:
                 _check_table(config.model_config, self.additional_config)
         except ConfigurationError as error:

@@ -112,6 +112,57 @@ ENGINE_GRACE = Hook(
     "vLLM lets engine processes end on every platform",
     replaced=True,
 )
+PREPARE_INPUTS = Hook(
+    "vllm.v1.worker.gpu_model_runner:GPUModelRunner._prepare_inputs",
+    ("self", "scheduler_output", "num_scheduled_tokens"),
+    "several paths of a request get their positions and slots once the runner has laid them out as "
+    "one sequence",
+    "none known",
+    "vLLM verifies several drafts of a request in one forward",
+    replaced=True,
+)
+ATTENTION_METADATA = Hook(
+    "vllm.v1.worker.gpu_model_runner:GPUModelRunner._build_attention_metadata",
+    (
+        "self", "num_tokens", "num_reqs", "max_query_len", "num_tokens_padded", "num_reqs_padded",
+        "ubatch_slices", "logits_indices", "max_num_sampled_tokens", "use_spec_decode",
+        "for_cudagraph_capture", "num_scheduled_tokens", "slot_mappings",
+    ),
+    "says whose step GROUP_METADATA is building",
+    "none known",
+    "as PREPARE_INPUTS",
+    replaced=True,
+)  # fmt: skip
+GROUP_METADATA = Hook(
+    "vllm.v1.worker.utils:AttentionGroup.build_metadata",
+    ("self", "common_attn_metadata", "ubatch_idx", "common_prefix_len", "**kwargs"),
+    "each path of a request is a row of its own in the attention metadata",
+    "none known",
+    "as PREPARE_INPUTS",
+    replaced=True,
+)
+DRAFT_STATISTICS = Hook(
+    "vllm.v1.core.sched.scheduler:Scheduler.make_spec_decoding_stats",
+    (
+        "self", "spec_decoding_stats", "num_draft_tokens", "num_accepted_tokens",
+        "num_invalid_spec_tokens", "request_id",
+    ),
+    "the scheduler is subclassed: drafts that several paths share are counted once",
+    "none known",
+    "as PREPARE_INPUTS",
+    replaced=False,
+)  # fmt: skip
+NEW_DRAFTS = Hook(
+    "vllm.v1.core.sched.scheduler:Scheduler.update_draft_token_ids",
+    ("self", "draft_token_ids"),
+    "the scheduler is subclassed: how many of a request's drafts differ comes with them",
+    "none known",
+    "as PREPARE_INPUTS",
+    replaced=False,
+)
+PATHS = (  # needed for several paths only
+    PREPARE_INPUTS, ATTENTION_METADATA, GROUP_METADATA, DRAFT_STATISTICS, NEW_DRAFTS,
+)  # fmt: skip
 TABLES = (RUNNER_SHUTDOWN, ENGINE_SHUTDOWN, ENGINE_GRACE)  # needed for table_path only
 RELIED_ON = (
     Hook(

@@ -23,6 +23,10 @@ from typing import Any
 FOLDER = "SPECPROOF_METRICS_DIR"
 COUNTERS = {
     "requests_without_drafts": ("reason", "Requests served without drafts, by reason."),
+    "requests_with_one_path": (
+        "reason",
+        "Requests verified along one path where several candidates are asked for, by reason.",
+    ),
     "table_saves": ("result", "Saves of the STAND table to table_path, by result."),
     "rows_without_law": ("kind", "Target rows that were no law (NaN, or no finite logit)."),
 }

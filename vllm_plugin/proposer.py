@@ -6,11 +6,23 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from proposers import Drafter
+from proposers import Drafter, StandDrafter
+from proposers.path_stand import StandPathDrafter
 from proposers.replay.drafters import DRAFTERS
-from vllm_plugin import hooks, let_through, row_log, stopwatch, table_keeper
+from vllm_plugin import (
+    hooks,
+    let_through,
+    path_adapter,
+    path_engine,
+    path_settings,
+    row_log,
+    stopwatch,
+    table_keeper,
+)
 from vllm_plugin.adapter_v1 import V1Adapter, install
 from vllm_plugin.config import ConfigurationError, Options, read_options
+from vllm_plugin.path_adapter import PathAdapter
+from vllm_plugin.sparse_flow import MAX_SUPPORT
 from vllm_plugin.warm_up import warm_up
 
 if TYPE_CHECKING:
@@ -27,19 +39,26 @@ class Proposer:
         speculative = vllm_config.speculative_config
         assert speculative is not None
         self.options = read_options(vllm_config.additional_config)
-        drafter = self.make_drafter(
-            self.options, speculative.num_speculative_tokens, vllm_config.model_config.seed or 0
-        )
+        self.paths = path_engine.settings_of(vllm_config)
+        self.draft_length = speculative.num_speculative_tokens
+        if self.paths is not None:
+            self.draft_length = self.paths.depth
+        drafter = self._drafter(self.options, vllm_config.model_config.seed or 0)
         self.keeper = table_keeper.keep(drafter, self.options, vllm_config)
-        self.adapter = V1Adapter(
-            drafter,
-            rule=self.options.rule,
-            order=self.options.order,
-            entries=self.options.entries,
-            draft_length=speculative.num_speculative_tokens,
-            max_model_len=vllm_config.model_config.max_model_len,
-            row_log=row_log.asked_for(),
-        )
+        common: dict[str, Any] = {
+            "order": self.options.order,
+            "entries": self.options.entries,
+            "max_model_len": vllm_config.model_config.max_model_len,
+            "row_log": row_log.asked_for(),
+        }
+        self.adapter: V1Adapter
+        if self.paths is not None:
+            assert isinstance(drafter, StandPathDrafter)
+            self.adapter = PathAdapter(drafter, self.paths, **common)
+            path_adapter.install()
+        else:
+            rule = path_settings.chain_rule(self.options)
+            self.adapter = V1Adapter(drafter, rule=rule, draft_length=self.draft_length, **common)
         install()
         let_through.install_in_runner()
         stopwatch.install_if_asked()
@@ -48,10 +67,31 @@ class Proposer:
         """The drafter behind this class."""
         raise NotImplementedError
 
+    def _drafter(self, options: Options, seed: int) -> Drafter:
+        """The class's drafter, of several paths if they are asked for."""
+        drafter = self.make_drafter(options, self.draft_length, seed)
+        if self.paths is None:
+            return drafter
+        assert isinstance(drafter, StandDrafter)
+        beam = self.paths.drafting == "beam"
+        return StandPathDrafter(
+            drafter.table,
+            draft_length=self.paths.depth,
+            candidates=self.paths.paths,
+            drafting=self.paths.drafting,
+            shape=self.paths.shape,
+            max_support=MAX_SUPPORT if self.paths.rule == "sparse_optimal" else None,
+            max_paths=self.paths.paths if beam else None,
+            seed=seed,
+            prompt_visits=options.prompt_visits,
+            min_survival=options.min_survival,
+            interpolation=options.interpolation,
+        )
+
     def load_model(self, model: Any) -> None:
         """There is no draft model; what is compiled on first use is compiled now instead."""
         small = self.options.model_copy(update={"table_mib": 1})
-        warm_up(self.make_drafter(small, self.adapter.draft_length, 0))
+        warm_up(self._drafter(small, 0))
 
     def propose(
         self,
@@ -77,6 +117,14 @@ class Stand(Proposer):
     def make_drafter(self, options: Options, draft_length: int, seed: int) -> Drafter:
         """A STAND table shared by all requests of the server, and its drafter."""
         return _built("stand", options, draft_length, seed)
+
+
+class SpecTr(Stand):
+    """SpecTr: k independent sequences, verified together by K-SEQ (arXiv 2310.15141).
+
+    The drafts come from STAND's table. The paper's defaults are k = 8 sequences and K = 8 tokens
+    (num_speculative_tokens).
+    """
 
 
 class PromptLookup(Proposer):

@@ -10,20 +10,25 @@ step's tokens leave the engine, so whoever has an answer finds all of it here.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from theory.refused import RefusedRows, none
 
+if TYPE_CHECKING:
+    from vllm_plugin.lessons import Laws, Stretch
+
 ENVIRONMENT = "SPECPROOF_ROW_LOG"
 _START, _STEP = 0, 1
+_ARRAYS = {_START: 1, _STEP: 6}
+_NOTHING = np.zeros(0, np.int32)
 Ints = NDArray[np.int32]
 Floats = NDArray[np.float32]
 
@@ -40,29 +45,34 @@ class RowLog:
 
     def step(
         self,
-        handle: int,
-        text_length: int,
-        emitted: Ints,
-        drafts: Ints,
-        ids: Ints,
-        probabilities: Floats,
+        handles: list[int],
+        stretches: Sequence[Stretch],
+        laws: Laws,
+        emitted: Sequence[Ints],
     ) -> None:
-        """A step after ``text_length`` tokens; the last rows of ids are those that emitted nothing.
+        """One step: what every request emitted, and the laws of its rows that emitted nothing.
 
-        Shapes: emitted (m,); drafts (n,); ids, probabilities (n + 1, E), the laws of all rows.
+        ``handles`` by stretch, ``laws`` of all their rows in order, ``emitted`` by place in the
+        batch. The stretches of one request follow one another.
         """
-        refused = slice(emitted.shape[0], drafts.shape[0] + 1)
-        self._write(
-            [_STEP, handle, text_length],
-            emitted.astype(np.int32),
-            drafts.astype(np.int32),
-            ids[refused],
-            probabilities[refused],
-        )
+        begin, told = 0, -1
+        for handle, s in zip(handles, stretches, strict=True):
+            end = begin + s.rows.shape[0]
+            refused = s.emitted_at(emitted[s.index]) < 0
+            self._write(
+                [_STEP, handle, s.text_length],
+                emitted[s.index].astype(np.int32) if handle != told else _NOTHING,
+                emitted[s.index].shape[:1],
+                s.tokens.astype(np.int32),
+                s.behind[refused],
+                laws[0][begin:end][refused],
+                laws[1][begin:end][refused],
+            )
+            begin, told = end, handle
 
-    def _write(self, head: list[int], *arrays: NDArray[Any]) -> None:
-        for array in (np.array(head, np.int64), *arrays):
-            np.save(self._file, array, allow_pickle=False)
+    def _write(self, head: list[int], *arrays: Any) -> None:
+        for array in (head, *arrays):
+            np.save(self._file, np.asarray(array), allow_pickle=False)
         self._file.flush()
 
 
@@ -129,12 +139,11 @@ class RowReader:
             request = self._requests.get(head[1])
             if request is None:
                 continue
-            emitted, drafts, ids, law = arrays
+            emitted, count, drafts, behind, ids, law = arrays
             start = head[2] - request.prompt.shape[0]
             self._entries = max(self._entries, ids.shape[1])
-            for row in range(ids.shape[0]):
-                path = drafts[: emitted.shape[0] + row]
-                request.rows.append((start, emitted.shape[0], path, ids[row], law[row]))
+            for row, n in enumerate(behind):
+                request.rows.append((start, int(count[0]), drafts[:n], ids[row], law[row]))
             request.emitted += emitted.tolist()
 
     def _records(self) -> Iterator[tuple[list[int], list[NDArray[Any]]]]:
@@ -146,8 +155,7 @@ class RowReader:
             while True:
                 try:
                     head = np.load(file, allow_pickle=False).tolist()
-                    count = 1 if head[0] == _START else 4
-                    arrays = [np.load(file, allow_pickle=False) for _ in range(count)]
+                    arrays = [np.load(file, allow_pickle=False) for _ in range(_ARRAYS[head[0]])]
                 except (EOFError, ValueError):
                     return
                 self._read_to = file.tell()

@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,9 +26,6 @@ from vllm.v1.sample.logits_processor import (
 )
 from vllm.v1.sample.metadata import SamplingMetadata
 
-if TYPE_CHECKING:
-    from vllm_plugin.verifier import Request
-
 # vLLM's own processors look at one request's parameters and text only, so a row can stand for one.
 ROW_WISE: dict[type[LogitsProcessor], str] = {
     MinTokensLogitsProcessor: "min_tokens",
@@ -37,23 +34,35 @@ ROW_WISE: dict[type[LogitsProcessor], str] = {
 }
 
 
-def rows_as_requests(
-    runner: Any, requests: Sequence[Request], counts: Sequence[int], sampling: SamplingMetadata
-) -> SamplingMetadata:
-    """The metadata of a batch of ``N = sum(counts)`` requests, one for each row of the logits.
+class Row(NamedTuple):
+    """One row of the logits: whose it is, by place in the batch, and the drafts it stands behind.
 
-    ``counts[i]`` rows belong to request i, the first of them at ``requests[i].first_row``. Row j of
-    a request has the request's parameters, and as text its own and its first j drafts. Rows beyond
-    a request's drafts (vLLM's placeholders) are nobody's: they get the text of the last draft.
+    ``drafts[:behind]`` count as emitted there.
+    """
+
+    owner: int
+    drafts: Sequence[int]
+    behind: int
+
+
+def rows_as_requests(
+    runner: Any, rows: Sequence[Row], heads: Tensor | None, sampling: SamplingMetadata
+) -> SamplingMetadata:
+    """The metadata of a batch of as many requests as there are rows of logits, in their order.
+
+    A row has its owner's parameters, and as text the owner's and the drafts before it. ``heads``
+    are the places of the first rows of all requests, in the batch's order; None if they are not
+    among the rows. Rows that are nobody's (vLLM's placeholders) may have any drafts.
     """
     batch = runner.input_batch
     device = runner.device
-    owner = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts)).to(device)
-    heads = torch.tensor([r.first_row for r in requests], device=device)
-    texts = _Texts(batch, requests, counts)
-    holder = sampling.thinking_budget_state_holder
-    if holder is not None and holder.has_tracked_requests():
-        holder = HeadRowsBudget(holder, heads, sampling.output_token_ids)
+    owners = [row.owner for row in rows]
+    owner = torch.tensor(owners, device=device)
+    texts = _Texts(batch, rows)
+    budget = sampling.thinking_budget_state_holder
+    holder = None
+    if budget is not None and heads is not None and budget.has_tracked_requests():
+        holder = HeadRowsBudget(budget, heads, sampling.output_token_ids)
     penalties = not sampling.no_penalties
     past = penalties or bool(sampling.bad_words_token_ids)
     return dataclasses.replace(
@@ -66,12 +75,12 @@ def rows_as_requests(
         frequency_penalties=_of_rows(sampling.frequency_penalties, owner, penalties),
         presence_penalties=_of_rows(sampling.presence_penalties, owner, penalties),
         repetition_penalties=_of_rows(sampling.repetition_penalties, owner, penalties),
-        output_token_ids=[texts.of(i, j) for i, j in texts.rows()] if past else [],
+        output_token_ids=[texts.of(r) for r in range(len(rows))] if past else [],
         allowed_token_ids_mask=_of_rows(sampling.allowed_token_ids_mask, owner),
         bad_words_token_ids={
-            requests[i].first_row + j: words
-            for i, words in sampling.bad_words_token_ids.items()
-            for j in range(counts[i])
+            r: sampling.bad_words_token_ids[i]
+            for r, i in enumerate(owners)
+            if i in sampling.bad_words_token_ids
         },
         logitsprocs=_processors(runner, sampling.logitsprocs, texts, heads),
         spec_token_ids=None,
@@ -86,20 +95,17 @@ def _of_rows(of_requests: Any, owner: Tensor, used: bool = True) -> Any:
 class _Texts:
     """What each row of the step follows: the request's output and the drafts before the row."""
 
-    def __init__(self, batch: Any, requests: Sequence[Request], counts: Sequence[int]) -> None:
+    def __init__(self, batch: Any, rows: Sequence[Row]) -> None:
         self.batch = batch
-        self.requests = requests
-        self.counts = counts
+        self.rows = rows
 
-    def rows(self) -> list[tuple[int, int]]:
-        return [(i, j) for i, n in enumerate(self.counts) for j in range(n)]
-
-    def of(self, i: int, j: int) -> list[int]:
-        return [*self.batch.req_output_token_ids[i], *self.requests[i].scheduled[:j].tolist()]
+    def of(self, r: int) -> list[int]:
+        row = self.rows[r]
+        return [*self.batch.req_output_token_ids[row.owner], *row.drafts[: row.behind]]
 
 
 def _processors(
-    runner: Any, of_requests: LogitsProcessors, texts: _Texts, heads: Tensor
+    runner: Any, of_requests: LogitsProcessors, texts: _Texts, heads: Tensor | None
 ) -> LogitsProcessors:
     """Processors for the rows: vLLM's own on every row, any other on each request's first."""
     of_rows = LogitsProcessors()
@@ -112,25 +118,29 @@ def _processors(
 
 
 def _processor(
-    runner: Any, processor: LogitsProcessor, texts: _Texts, heads: Tensor
+    runner: Any, processor: LogitsProcessor, texts: _Texts, heads: Tensor | None
 ) -> LogitsProcessor | HeadRows | None:
     name = ROW_WISE.get(type(processor))
     if name is None:
-        return HeadRows(processor, heads)
-    added = []
+        return None if heads is None else HeadRows(processor, heads)
+    asking = {}
     for i, request_id in enumerate(texts.batch.req_ids):
         parameters = runner.requests[request_id].sampling_params
         if parameters is not None and getattr(parameters, name):
-            row = texts.requests[i].first_row
-            added += [(row + j, parameters, None, texts.of(i, j)) for j in range(texts.counts[i])]
+            asking[i] = parameters
+    added = [
+        (r, asking[row.owner], None, texts.of(r))
+        for r, row in enumerate(texts.rows)
+        if row.owner in asking
+    ]
     if not added:
         return None
-    rows = sum(texts.counts)
+    count = len(texts.rows)
     # The minimum-probability processor takes the size of its buffer from the configuration.
-    size = SimpleNamespace(scheduler_config=SimpleNamespace(max_num_seqs=rows))
+    size = SimpleNamespace(scheduler_config=SimpleNamespace(max_num_seqs=count))
     config: Any = size
     made = type(processor)(config, runner.device, False)
-    made.update_state(BatchUpdate(batch_size=rows, removed=(), added=added, moved=()))
+    made.update_state(BatchUpdate(batch_size=count, removed=(), added=added, moved=()))
     return made
 
 

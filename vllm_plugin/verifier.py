@@ -24,18 +24,9 @@ from vllm.v1.spec_decode.metadata import SpecDecodeMetadata
 from vllm_plugin import rules
 from vllm_plugin.backends import backend
 from vllm_plugin.keyed_sampler import KeyedTopKTopP, keyed_choice
+from vllm_plugin.pending import Chain, PendingDraft
 from vllm_plugin.row_laws import row_laws
-from vllm_plugin.row_requests import rows_as_requests
-
-
-@dataclass(frozen=True, slots=True)
-class Chain:
-    """Drafts to verify and their laws: tokens (n,), law_ids (n, E), law (n, E)."""
-
-    tokens: NDArray[np.int32]
-    law_ids: NDArray[np.int32]
-    law: NDArray[np.float64]
-    has_bonus: bool
+from vllm_plugin.row_requests import Row, rows_as_requests
 
 
 @dataclass(slots=True)
@@ -54,6 +45,7 @@ class Request:
     key: int
     discarded: bool
     chain: Chain
+    pending: PendingDraft | None = None  # what the chain was made of
 
 
 class Verifier(RejectionSampler):
@@ -105,7 +97,8 @@ class Verifier(RejectionSampler):
         wants_logprobs = sampling.max_num_logprobs is not None or sampling.logprob_token_ids
         keep_raw = wants_logprobs and not self.is_processed_logprobs_mode
         raw = logits.clone() if keep_raw else logits
-        best, processed = self._process(requests, logits, metadata, sampling)
+        counts = [n + 1 for n in metadata.num_draft_tokens]
+        best, processed = self._process(requests, logits, counts, sampling)
         emitted = self._emit(requests, best, processed, sampling, metadata.max_spec_len + 1)
         logprobs = None
         if wants_logprobs:
@@ -114,22 +107,32 @@ class Verifier(RejectionSampler):
         return SamplerOutput(sampled_token_ids=emitted, logprobs_tensors=logprobs)
 
     def _process(
-        self, requests: list[Request], logits: Tensor, metadata: Any, sampling: Any
+        self, requests: list[Request], logits: Tensor, counts: list[int], sampling: Any
     ) -> tuple[Tensor | None, Tensor]:
-        """Each row's argmax (None if nobody is greedy) and logits whose softmax is p; in place.
+        """Each row's argmax (None if nobody is greedy) and logits whose softmax is p; in place."""
+        rows = [
+            Row(i, drafts, j)
+            for i, drafts in enumerate([r.scheduled.tolist() for r in requests])
+            for j in range(counts[i])
+        ]
+        heads = torch.tensor([r.first_row for r in requests], device=logits.device)
+        of_rows = rows_as_requests(self.runner, rows, heads, sampling)
+        logits = self.sampler.apply_logits_processors(logits, of_rows, False)
+        best = None if of_rows.all_random else self.sampler.greedy_sample(logits)
+        return best, self.tempered(logits, of_rows)
 
-        The stages of ``vllm.v1.sample.sampler.Sampler.sample`` in its order.
+    def tempered(self, logits: Tensor, of_rows: Any) -> Tensor:
+        """Logits whose softmax is p, from those that the logits processors left; in place.
+
+        The stages of ``vllm.v1.sample.sampler.Sampler.sample`` behind its logits processors, in its
+        order. Of greedy rows nothing is asked.
         """
-        counts = [n + 1 for n in metadata.num_draft_tokens]
-        rows = rows_as_requests(self.runner, requests, counts, sampling)
-        logits = self.sampler.apply_logits_processors(logits, rows, False)
-        best = None if rows.all_random else self.sampler.greedy_sample(logits)
-        if rows.all_greedy:
-            return best, logits
-        logits = self.sampler.apply_temperature(logits, rows.temperature, rows.all_random)
-        for processor in rows.logitsprocs.argmax_invariant:
+        if of_rows.all_greedy:
+            return logits
+        logits = self.sampler.apply_temperature(logits, of_rows.temperature, of_rows.all_random)
+        for processor in of_rows.logitsprocs.argmax_invariant:
             logits = processor.apply(logits)
-        return best, apply_top_k_top_p(logits, rows.top_k, rows.top_p)
+        return apply_top_k_top_p(logits, of_rows.top_k, of_rows.top_p)
 
     def _logprobs(
         self, requests: list[Request], rows: Tensor, emitted: Tensor, sampling: Any
@@ -144,6 +147,11 @@ class Verifier(RejectionSampler):
         places = torch.tensor([r.first_row for r in requests], device=rows.device)[:, None]
         places = places + torch.arange(width, device=rows.device)
         values = rows[places.clamp(max=rows.shape[0] - 1).flatten()]
+        return self.gathered_logprobs(values, emitted, sampling)
+
+    def gathered_logprobs(self, values: Tensor, emitted: Tensor, sampling: Any) -> LogprobsTensors:
+        """The result of :meth:`_logprobs` from the row of every emitted token, in its order."""
+        width = emitted.shape[1]
         if not self.is_logits_logprobs_mode:
             values = self.sampler.compute_logprobs(values)
         asked: dict[int, list[int]] = sampling.logprob_token_ids or {}
@@ -152,7 +160,7 @@ class Verifier(RejectionSampler):
         tensors = self.sampler.gather_logprobs(values, most, tokens)
         for i, ids in asked.items():
             own = slice(i * width, (i + 1) * width)
-            columns = torch.tensor(ids, device=rows.device)
+            columns = torch.tensor(ids, device=values.device)
             tensors.logprob_token_ids[own, 1 : len(ids) + 1] = columns.int()
             tensors.logprobs[own, 1 : len(ids) + 1] = values[own, columns]
         return tensors
@@ -165,7 +173,7 @@ class Verifier(RejectionSampler):
         sampling: Any,
         width: int,
     ) -> Tensor:
-        greedy = _greedy(sampling, len(requests))
+        greedy = greedy_requests(sampling, len(requests))
         chosen = [r for r in requests if greedy[r.index] or r.key]
         drawn = [r for r in requests if not (greedy[r.index] or r.key)]
         emitted = torch.full((len(requests), width), rules.PLACEHOLDER, dtype=torch.int32)
@@ -241,7 +249,8 @@ def _place(emitted: Tensor, requests: list[Request], tokens: Tensor) -> None:
     emitted[index, :width] = tokens[:, :width]
 
 
-def _greedy(sampling: Any, count: int) -> NDArray[np.bool_]:
+def greedy_requests(sampling: Any, count: int) -> NDArray[np.bool_]:
+    """Which of the batch's requests have temperature 0, (count,)."""
     if sampling.all_greedy:
         return np.ones(count, np.bool_)
     if sampling.all_random:

@@ -5,6 +5,7 @@ import torch
 
 from proposers import Drafter, DraftRequests, VerifiedRows
 from proposers.noise import request_key
+from proposers.path_stand import StandPathDrafter
 from vllm_plugin.keyed_sampler import keyed_choice
 from vllm_plugin.rules import Chains
 from vllm_plugin.rules_cpu import verify_token
@@ -21,19 +22,21 @@ def warm_up(drafter: Drafter) -> None:
     rows = VerifiedRows(text[0], begins, ends, ids, probabilities, emitted, np.zeros(2))
     for length, key in ((8, 0), (9, request_key(0))):  # a text that grows, as a request's does
         drafter.observe(rows)
-        drafter.draft(
-            DraftRequests(
-                tokens=text,
-                rows=np.zeros(1, np.int64),
-                lengths=np.full(1, length, np.int64),
-                budgets=np.ones(1, np.int64),
-                temperatures=np.ones(1),
-                top_k=np.zeros(1, np.int64),
-                top_p=np.ones(1),
-                noise_keys=np.full(1, key, np.uint64),
-                handles=np.zeros(1, np.int64),
-            )
+        requests = DraftRequests(
+            tokens=text,
+            rows=np.zeros(1, np.int64),
+            lengths=np.full(1, length, np.int64),
+            budgets=np.ones(1, np.int64),
+            temperatures=np.ones(1),
+            top_k=np.zeros(1, np.int64),
+            top_p=np.ones(1),
+            noise_keys=np.full(1, key, np.uint64),
+            handles=np.zeros(1, np.int64),
         )
+        if isinstance(drafter, StandPathDrafter):
+            drafter.draft_paths(requests)
+        else:
+            drafter.draft(requests)
     drafter.finish(0)
     one = torch.ones(1, dtype=torch.int64)
     chains = Chains(
