@@ -21,6 +21,9 @@ leaves have a greater G; and those owe nothing to what is below x_j, since small
 greater ones out of a beam. Hence a candidate that is not offered is missing for a reason that does
 not depend on which token it is, and one that is offered has the law that the rule takes it for.
 That needs every cut of a subtree to be blind for later siblings of its ancestors, so ``reach`` is.
+
+How many candidates a node has does depend on which the *first* are: the time between two arrivals
+has rate 1 minus their mass. A rule that looks at the whole set at once (sparse_optimal) is biased.
 """
 
 import math

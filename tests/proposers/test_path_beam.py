@@ -15,11 +15,12 @@ from proposers import PathDrafts, StandPathDrafter
 from proposers.path_beam import conditioned
 from tests.proposers.batches import requests
 from tests.proposers.path_cases import Law, Path, bigram_table, paths_of, step_law, taught, tree_of
+from theory.acceptance import Rule
 from theory.candidates import set_law, tuple_law
 from theory.equivalence import plan_fit
 from theory.exact_sequences import completed, target_law
 
-FALSE_ALARM, TESTS = 1e-10, 9
+FALSE_ALARM, TESTS = 1e-10, 10
 N = 100_000
 Q = {
     0: {0: 0.5, 1: 0.375, 2: 0.125},
@@ -90,13 +91,18 @@ def target(prefix: Path) -> Law:
     return tuple(Fraction(w, 8) for w in weights[prefix[-1] if prefix else 0])
 
 
-def emission_is_the_target_s(made: PathDrafts, equal: dict[bytes, list[int]], depth: int) -> bool:
+def emission_is_the_target_s(
+    made: PathDrafts,
+    equal: dict[bytes, list[int]],
+    depth: int,
+    rule: Rule = "rrs_without_replacement",
+) -> bool:
     """Whether the law of one step's tokens passes; TV 0.025 is seen with probability 0.99."""
     rng = np.random.default_rng(3)
     sequences = list(product(range(4), repeat=3))
     counts = np.zeros(len(sequences), np.int64)
     for same in equal.values():
-        emitted = step_law(made, same[0], target, "rrs_without_replacement")
+        emitted = step_law(made, same[0], target, rule)
         law = completed(emitted, target, depth + 1)
         chances = np.zeros(len(sequences))
         for tokens, mass in law.items():
@@ -128,6 +134,12 @@ def test_a_step_of_beams_emits_the_target_s_law(
     made, equal = beams(width, depth, laws=SOME, max_paths=max_paths, min_survival=min_survival)
     assert {1, depth} <= set(np.unique(made.lengths))
     assert emission_is_the_target_s(made, equal, depth)
+
+
+def test_a_beam_is_not_for_rules_that_look_at_all_candidates_at_once() -> None:
+    """How many there are depends on which the first are, so their set has another law than q's."""
+    made, equal = beams(3, 2, laws=SOME, max_paths=3)
+    assert not emission_is_the_target_s(made, equal, 2, "sparse_optimal")
 
 
 def test_the_check_sees_leaves_that_are_dropped_for_their_value() -> None:

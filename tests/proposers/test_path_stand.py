@@ -256,6 +256,16 @@ def test_no_requests_and_an_empty_table_give_no_paths(drafting: str) -> None:
     assert len(drafter_of(table, drafting).draft_paths(nobody)) == 0
 
 
+def test_a_narrow_law_gives_no_fewer_chains() -> None:
+    table = bigram_table({1: {2: 1.0}, 2: {5: 0.75, 1: 0.25}})
+    made = drafter_of(table, "iid", draft_length=2).draft_paths(asked([[1], [2]], budget=2))
+    assert [path[0] for path in paths_of(made, 0)] == [2] * K
+    assert [len(path) for path in paths_of(made, 0)] == [2] * K
+    assert [len(path) for path in paths_of(made, 1)] == [
+        2 if path[0] == 1 else 1 for path in paths_of(made, 1)
+    ]
+
+
 @pytest.mark.parametrize("drafting", ["without_replacement", "top_plus_one", "beam"])
 def test_a_narrow_law_gives_fewer_children(drafting: str) -> None:
     """Behind 1 comes one token, behind 2 two, behind 5 none."""
