@@ -80,17 +80,21 @@ def node_law(
 
 
 @njit(inline="always")
-def child_reach(reach: Any, chance: Any, law: Any, picks: Any, count: Any, out: Any) -> None:
+def child_reach(
+    reach: Any, chance: Any, law: Any, picks: Any, count: Any, among: Any, out: Any
+) -> None:
     """``out[j]``, the estimated probability that the verifier gets to child j of a node.
 
-    ``reach * a_j * prod_(i<j) (1 - a_i)`` with ``a_j = chance * q(x_j) / max_i q(x_i)``: the child
-    that q likes best has the node's expected acceptance, each stands behind those before it. It may
-    look at the tokens: it decides about drafts behind them, never about themselves.
+    ``reach * a_j * prod_(i<j) (1 - a_i)`` with ``a_j = chance * q(x_j) / max_i q(x_i)``, the
+    maximum over the first ``among`` children and all before j: the child that q likes best has the
+    node's expected acceptance, each stands behind those before it. It may look at the tokens: it
+    decides about drafts behind them, never about themselves.
     """
     best = 0.0
-    for j in range(count):
+    for j in range(among):
         best = max(best, law[picks[j]])
     for j in range(count):
+        best = max(best, law[picks[j]])
         share = chance * (law[picks[j]] / best)
         out[j] = reach * share
         reach *= 1.0 - share
@@ -105,13 +109,14 @@ def write_paths(
     law_ids: Any,
     laws: Any,
     entries: Any,
+    kept: Any,
     cold: Any,
     out_tokens: Any,
     out_lengths: Any,
     out_ids: Any,
     out_laws: Any,
 ) -> None:
-    """The ways from the root to every leaf, depth first, with the laws of the nodes on them.
+    """The ways from the root to every leaf that is kept, depth first, with the laws on them.
 
     Nobody drew the tokens of a ``cold`` tree: the law of each is a point mass on it.
     """
@@ -119,24 +124,25 @@ def write_paths(
     while made[0] > 0:
         while made[v] > 0:
             v = first_child[v]
-        depth, u = 0, v
-        while u > 0:
-            depth += 1
-            u = parents[u]
-        out_lengths[path] = depth
-        u = v
-        for i in range(depth - 1, -1, -1):
-            out_tokens[path, i] = tokens[u]
-            parent = parents[u]
-            if cold:
-                out_ids[path, i, 0] = tokens[u]
-                out_laws[path, i, 0] = 1.0
-            else:
-                for e in range(entries[parent]):
-                    out_ids[path, i, e] = law_ids[parent, e]
-                    out_laws[path, i, e] = laws[parent, e]
-            u = parent
-        path += 1
+        if kept[v]:
+            depth, u = 0, v
+            while u > 0:
+                depth += 1
+                u = parents[u]
+            out_lengths[path] = depth
+            u = v
+            for i in range(depth - 1, -1, -1):
+                out_tokens[path, i] = tokens[u]
+                parent = parents[u]
+                if cold:
+                    out_ids[path, i, 0] = tokens[u]
+                    out_laws[path, i, 0] = 1.0
+                else:
+                    for e in range(entries[parent]):
+                        out_ids[path, i, e] = law_ids[parent, e]
+                        out_laws[path, i, e] = laws[parent, e]
+                u = parent
+            path += 1
         while v > 0 and v + 1 == first_child[parents[v]] + made[parents[v]]:
             v = parents[v]
         if v == 0:

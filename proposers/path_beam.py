@@ -7,16 +7,23 @@ get ``G~_x = phi_v + log q(x) + Gumbel``, conditioned on their maximum Z being G
 
 and the k greatest of all children of a beam are the next beam. At every depth that is a sample of k
 sequences without replacement (Kool et al. arXiv 1903.06059, section 4; as drafts: RSD-S, Jeon et
-al. arXiv 2402.14160).
+al. arXiv 2402.14160). A node left behind by the next beam is a leaf, and the leaves of greatest G
+are kept: k of them are the last beam.
 
 Why recursive rejection without replacement is lossless for it. ``exp(-G~_x)`` are arrival times of
 an exponential race with rates proportional to q. In a race the next arrival's token, given those
 before it and *all arrival times up to and including its own*, has law q without those before it:
-time and winner are independent. Whether it enters the beam depends on these times, on G_v, and on
-nodes outside this one's subtree, whose noise is independent of this race. So a candidate that is
-offered has the law that the rule takes it for, and one that is not offered is missing for a reason
-that does not depend on which token it is. Conditioning on the maximum shifts all times by the same
-amount; and a node's children are raced with new noise, whatever decided about its siblings.
+time and winner are independent, and conditioning on the first time only shifts them. The j-th
+arrival x_j enters the beam if fewer than k others have a greater G; those are nodes of other
+subtrees or its elder siblings, and what they are was settled without x_j. Below x_j no G is greater
+than its own, and exactly one leaf has G_(x_j): so x_j is kept if that one is, that is if few enough
+leaves have a greater G; and those owe nothing to what is below x_j, since smaller values never push
+greater ones out of a beam. Hence a candidate that is not offered is missing for a reason that does
+not depend on which token it is, and one that is offered has the law that the rule takes it for.
+That needs every cut of a subtree to be blind for later siblings of its ancestors, so ``reach`` is.
+
+How many candidates a node has does depend on which the *first* are: the time between two arrivals
+has rate 1 minus their mass. A rule that looks at the whole set at once (sparse_optimal) is biased.
 """
 
 import math
@@ -30,6 +37,7 @@ from proposers.noise import exponential, row_key
 from proposers.path_candidates import first_places
 
 _LEAST = 2.0**-54  # instead of a uniform of 0, whose Gumbel noise is infinite
+_DEEPER = 1e6  # above every log-probability of a path
 
 
 @njit(inline="always")
@@ -61,28 +69,36 @@ def perturb(
 
 
 @njit(inline="always")
-def select(
-    offered: Any, perturbed: Any, nodes: Any, width: Any, leaves: Any, most: Any, taken: Any
-) -> Any:
+def select(offered: Any, perturbed: Any, nodes: Any, width: Any, taken: Any) -> None:
     """How many children each of a beam's nodes has in the next beam, to ``taken``.
 
     Node w offers ``perturbed[w, :offered[w]]``, greatest first; the ``width`` greatest of all are
-    taken, but no second child of a node once the tree has ``most`` leaves. Returns its leaves.
+    taken.
     """
     taken[:nodes] = 0
     for _ in range(width):
         best = -1
         for w in range(nodes):
             j = taken[w]
-            allowed = j < offered[w] and (j == 0 or leaves < most)
-            if allowed and (best < 0 or perturbed[w, j] > perturbed[best, taken[best]]):
+            if j < offered[w] and (best < 0 or perturbed[w, j] > perturbed[best, taken[best]]):
                 best = w
         if best < 0:
             break
-        if taken[best] > 0:
-            leaves += 1
         taken[best] += 1
-    return leaves
+
+
+@njit(inline="always")
+def keep_leaves(made: Any, merit: Any, size: Any, most: Any, kept: Any) -> None:
+    """Mark the ``most`` leaves of greatest merit among nodes 1..size - 1; ties by place."""
+    kept[:size] = False
+    for _ in range(most):
+        best = -1
+        for v in range(1, size):
+            if made[v] == 0 and not kept[v] and (best < 0 or merit[v] > merit[best]):
+                best = v
+        if best < 0:
+            break
+        kept[best] = True
 
 
 @njit(cache=True, nogil=True)
@@ -119,12 +135,13 @@ def draft_beam(
     law_ids, laws = np.empty((size, whole), np.int32), np.empty((size, whole))
     entries, chances, scores = np.empty(size, np.int64), np.empty(width), np.empty(whole)
     offered, taken = np.empty(width, np.int64), np.empty(width, np.int64)
+    merit, kept = np.empty(size), np.empty(size, np.bool_)
     picks, found = np.empty((width, width), np.int64), np.empty((width, width))
     for b in range(rows.shape[0]):
         made[:] = 0
         parents[0], phi[0], perturbed[0], reach[0] = -1, 0.0, 0.0, 1.0
         text, cold = texts[rows[b]], temperatures[b] == 0
-        low, high, leaves = 0, 1, 1
+        low, high = 0, 1
         for depth in range(min(budgets[b], steps)):
             for v in range(low, high):
                 w = v - low
@@ -147,22 +164,26 @@ def draft_beam(
                 for j in range(offered[w]):
                     score = phi[v] - scores[picks[w, j]]
                     found[w, j] = score if cold else conditioned(score, best, perturbed[v])
-            leaves = select(offered, found, high - low, width, leaves, most_paths, taken)
+            select(offered, found, high - low, width, taken)
             child = high
             for v in range(low, high):
                 w = v - low
                 first_child[v], made[v] = child, taken[w]
-                child_reach(reach[v], chances[w], laws[v], picks[w], taken[w], reach[child:])
+                # A later sibling must not decide how far an earlier one goes: see the top.
+                child_reach(reach[v], chances[w], laws[v], picks[w], taken[w], 0, reach[child:])
                 for j in range(taken[w]):
                     place = picks[w, j]
                     tokens[child], parents[child] = law_ids[v, place], v
                     phi[child] = phi[v] + math.log(laws[v, place])
                     perturbed[child] = found[w, j]
+                    # Without noise the deepest leaves are kept first: the last beam.
+                    merit[child] = found[w, j] + (_DEEPER * depth if cold else 0.0)
                     child += 1
             if child == high:
                 break
             low, high = high, child
+        keep_leaves(made, merit, high, most_paths, kept)
         write_paths(
-            parents, first_child, made, tokens, law_ids, laws, entries, cold,
+            parents, first_child, made, tokens, law_ids, laws, entries, kept, cold,
             out_tokens[b], out_lengths[b], out_ids[b], out_laws[b],
         )  # fmt: skip

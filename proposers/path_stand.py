@@ -46,8 +46,9 @@ class StandPathDrafter(StandDrafter):
         q is cut to its most probable tokens, at most so many, before anything is drawn; None
         leaves it whole. The rule ``sparse_optimal`` takes 16.
     max_paths
-        For ``beam``, whose trees have up to k + (L - 1)(k - 1) leaves, since a node that is left
-        behind stays a draft: once a tree has so many, no node gets a second child; k or more.
+        For ``beam``, k or more, None for k: the leaves that are kept, those of the greatest
+        perturbed log-probability. k are the last beam; with k + (L - 1)(k - 1) also every node that
+        a beam left behind stays a draft.
 
     Raises
     ------
@@ -99,7 +100,7 @@ class StandPathDrafter(StandDrafter):
         self.paths = candidates
         if drafting == "beam":
             most = candidates + (draft_length - 1) * (candidates - 1)
-            self.paths = most if max_paths is None else min(max_paths, most)
+            self.paths = min(max_paths or candidates, most)
         self._path_rng = np.random.Generator(
             np.random.PCG64(np.random.SeedSequence([seed, 0x9A7B5]))
         )

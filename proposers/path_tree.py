@@ -85,7 +85,7 @@ def draft_tree(
     law_ids, laws = np.empty((size, width), np.int32), np.empty((size, width))
     entries, made = np.empty(size, np.int64), np.empty(size, np.int64)
     scores, taken = np.empty(width), np.empty(width, np.bool_)
-    picks = np.empty(size, np.int64)
+    picks, kept = np.empty(size, np.int64), np.ones(size, np.bool_)
     for b in range(rows.shape[0]):
         made[:] = 0
         reach[:] = -1.0  # not drafted
@@ -116,8 +116,8 @@ def draft_tree(
                 tokens[first + j] = law_ids[v, picks[j]]
                 reach[first + j] = reach[v] * chance
             if distinct:
-                child_reach(reach[v], chance, laws[v], picks, count, reach[first:])
+                child_reach(reach[v], chance, laws[v], picks, count, count, reach[first:])
         write_paths(
-            shape.parents, shape.first_child, made, tokens, law_ids, laws, entries, cold,
+            shape.parents, shape.first_child, made, tokens, law_ids, laws, entries, kept, cold,
             out_tokens[b], out_lengths[b], out_ids[b], out_laws[b],
         )  # fmt: skip
