@@ -135,7 +135,8 @@ def _recorded(probe: Probe, decide: Callable[..., Any]) -> Callable[..., Any]:
             held = np.where(q > 0, held, 0.0)
             offered = (nodes.candidates >= 0).sum(dim=1).numpy()
             for b in np.flatnonzero(offered):
-                probe.nodes.append((held[b], q[b], int(offered[b]), bool(accepted[b] >= 0)))
+                verdict = int(offered[b]), bool(accepted[b] >= 0)
+                probe.nodes.append((held[b].tolist(), q[b].tolist(), *verdict))
         return token, accepted
 
     return deciding

@@ -39,7 +39,7 @@ from vllm_plugin.path_settings import DRAFTING_OF, RULE_OF
 from vllm_plugin.provenance import provenance
 from vllm_plugin.server import model_folder
 
-_CONSOLE = Console(stderr=True)
+_CONSOLE = Console(stderr=True, width=160)
 RIVALS = ("none", "ngram", "suffix")
 MILLISECONDS = ("layout", "copying", "verdict", "stock", "learn", "draft", "forward", "logits")
 OURS = ("layout", "copying", "verdict")
@@ -218,7 +218,8 @@ def first_nodes(setting: Setting, nodes: Sequence[Sequence[tuple[Any, ...]]]) ->
     drafts = cast(optimum.Drafts, drafting)
     expected, best = [], []
     for one in nodes:
-        for held, q, offered, _ in one:
+        for given, drawn, offered, _ in one:
+            held, q = np.asarray(given), np.asarray(drawn)
             p = np.append(held, max(0.0, 1 - held.sum()))
             law = np.append(q, 0.0) / q.sum()
             p /= p.sum()
