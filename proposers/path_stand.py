@@ -5,6 +5,7 @@ import numpy as np
 from proposers.batch import DraftRequests
 from proposers.path_batch import DRAFTING, PathDrafts
 from proposers.path_beam import draft_beam
+from proposers.path_spread import draft_spread
 from proposers.path_tree import IID, TOP_PLUS_ONE, WITHOUT_REPLACEMENT, draft_tree
 from proposers.shape import TreeShape
 from proposers.stand import StandDrafter
@@ -41,7 +42,8 @@ class StandPathDrafter(StandDrafter):
     drafting
         One of :data:`proposers.path_batch.DRAFTING`.
     shape
-        Of the trees of :data:`SHAPED`; by default k children at the root, a chain behind each.
+        Of the trees of :data:`SHAPED`: a fixed one with k leaves, ``root_branching(k, L)`` say. By
+        default trees grow by the laws of their nodes (:mod:`proposers.path_spread`).
     max_support
         q is cut to its most probable tokens, at most so many, before anything is drawn; None
         leaves it whole. The rule ``sparse_optimal`` takes 16.
@@ -94,7 +96,9 @@ class StandPathDrafter(StandDrafter):
                 f"max_paths is {max_paths}; it must be at least the {candidates} candidates"
             )
         self.candidates, self.drafting = candidates, drafting
-        self.shape = shape or TreeShape.root_branching(candidates, draft_length)
+        self.shape = shape
+        if drafting == "iid":
+            self.shape = TreeShape.root_branching(candidates, draft_length)
         whole = 2 * table.entries
         self._support = whole if max_support is None else min(max_support, whole)
         self.paths = candidates
@@ -127,6 +131,9 @@ class StandPathDrafter(StandDrafter):
             draft_beam(
                 table, order, self.candidates, paths, *given, uniforms, *settings, *out
             )  # fmt: skip
+        elif self.shape is None:
+            uniforms = self._path_rng.random((batch, paths * steps))
+            draft_spread(table, order, _SCHEMES[self.drafting], *given, uniforms, *settings, *out)
         else:
             uniforms = self._path_rng.random((batch, len(self.shape.nodes)))
             scheme = _SCHEMES[self.drafting]

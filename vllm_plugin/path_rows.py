@@ -172,23 +172,34 @@ class PathRows:
         moves: list[Move] = []
         for request_id, laid in self.laid.items():
             tokens = emitted.get(request_id)
-            if tokens is not None and tokens.shape[0] > 1:
+            if tokens is not None and tokens.shape[0]:
                 moves += self._winner(request_id, laid, tokens[:-1])
         self.copies.copy(moves)
 
     def _winner(self, request_id: str, laid: Laid, kept: Ints) -> list[Move]:
         """What to copy for drafts that were kept: all emitted tokens but the last, in one path.
 
-        The last one emitted has no keys and values yet: it is the next step's first input.
+        The last one emitted has no keys and values yet: it is the next step's first input. Every
+        lane now holds the token that its row began with, and of its path as much as was kept.
         """
         paths, m = laid.paths, kept.shape[0]
+        moves: list[Move] | None = None if m else []
         for number, path in enumerate(paths.sent):
-            evaluated = int(paths.separators[number]) + 1 + m < laid.inputs
-            if not (evaluated and paths.lengths[path] >= m):
-                continue
-            if np.array_equal(paths.tokens[path, :m], kept):
-                return self._copied(request_id, laid, number, m) if number else []
-        raise AssertionError(f"no evaluated path of {request_id} holds its accepted tokens")
+            evaluated = min(
+                int(paths.lengths[path]), laid.inputs - int(paths.separators[number]) - 2
+            )
+            if evaluated < 0:
+                break
+            n = min(evaluated, m)
+            shared = int(np.logical_and.accumulate(paths.tokens[path, :n] == kept[:n]).sum())
+            if moves is None and shared == m:
+                moves = self._copied(request_id, laid, number, m) if number else []
+            if number:
+                lane = self.scratch.lanes[request_id][number - 1]
+                lane.synced = laid.computed + 1 + shared
+        if moves is None:
+            raise AssertionError(f"no evaluated path of {request_id} holds its accepted tokens")
+        return moves
 
     def _copied(self, request_id: str, laid: Laid, number: int, m: int) -> list[Move]:
         size, lane = self.table.block_size, self.scratch.lanes[request_id][number - 1]

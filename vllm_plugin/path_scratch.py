@@ -43,7 +43,7 @@ class Lane:
     """Scratch blocks for one path: ``blocks[x]`` stands for the request's block ``first + x``.
 
     Positions from the beginning of block ``first`` up to ``synced`` hold what the request's own
-    block ``own`` holds.
+    block ``own`` holds: keys and values of the same tokens behind the same text.
     """
 
     blocks: list[int] = field(default_factory=list)

@@ -59,10 +59,16 @@ def enumerated(
         shape=None if drafting == "iid" else shape,
         min_survival=min_survival,
     )
+    return over_a_grid(drafter, cells, 0, shape.depth)
+
+
+def over_a_grid(
+    drafter: StandPathDrafter, cells: list[int], context: int, depth: int
+) -> tuple[PathDrafts, int]:
     grid: Any = Grid(cells)
     drafter._path_rng = grid
     batch = len(grid.uniforms)
-    return drafter.draft_paths(requests([[0]] * batch, [shape.depth] * batch)), batch
+    return drafter.draft_paths(requests([[context]] * batch, [depth] * batch)), batch
 
 
 def emission(made: PathDrafts, batch: int, rule: Rule) -> dict[Path, Fraction]:
@@ -85,10 +91,8 @@ def test_the_candidates_of_a_node_have_the_scheme_s_law(
     drafting: Any, context: int, k: int
 ) -> None:
     drafter = StandPathDrafter(bigram_table(Q), draft_length=1, candidates=k, drafting=drafting)
-    grid: Any = Grid([FIRST] * k if drafting == "iid" else [FIRST, SECOND, THIRD][:k])
-    drafter._path_rng = grid
-    batch = len(grid.uniforms)
-    made = drafter.draft_paths(requests([[context]] * batch, [1] * batch))
+    cells = [FIRST] * k if drafting == "iid" else [FIRST, SECOND, THIRD][:k]
+    made, batch = over_a_grid(drafter, cells, context, 1)
     found: dict[Path, Fraction] = {}
     for b in range(batch):
         drawn = tuple(made.tokens[b, :, 0].tolist())
@@ -157,6 +161,45 @@ def test_a_step_of_trees_cut_by_min_survival_emits_the_target_s_law(
     assert all(len(tree[()]) == 2 for tree in trees if drafting != "iid")
     emitted = emission(made, batch, rule)
     assert completed(emitted, target, 3) == target_law(target, 3)
+
+
+UNEVEN = {
+    0: {0: 63 / 64, 1: 1 / 64},
+    1: {0: 0.5, 2: 0.5},
+    2: {1: 1.0},
+}
+"""Behind 0 a second candidate is worth less than a second path through the first."""
+
+
+@pytest.mark.parametrize("drafting", ["without_replacement", "top_plus_one"])
+@pytest.mark.parametrize(
+    ("context", "cells", "sizes"),
+    [
+        (0, [64, 64, 1, 1], {(1, 1), (1, 2)}),
+        (1, [2, 1, 64, 64], {(2, 2)}),
+        (2, [1, 2, 1, 1], {(1, 2)}),
+    ],
+)
+def test_a_step_of_trees_that_grow_by_their_laws_emits_the_target_s_law(
+    drafting: Any, context: int, cells: list[int], sizes: set[tuple[int, int]]
+) -> None:
+    """A node that is sure passes both paths on; how many candidates stand at each depth: sizes.
+
+    q is not dyadic, so the enumeration is exact to 1e-12.
+    """
+    drafter = StandPathDrafter(
+        bigram_table(UNEVEN), draft_length=2, candidates=2, drafting=drafting
+    )
+    made, batch = over_a_grid(drafter, cells, context, 2)
+    trees = [tree_of(made, b) for b in range(batch)]
+    behind = [sum(len(tree.get((x,), ())) for x in tree[()]) for tree in trees]
+    assert {(len(tree[()]), n) for tree, n in zip(trees, behind, strict=True)} == sizes
+    rule: Rule = "top_plus_one" if drafting == "top_plus_one" else "rrs_without_replacement"
+    emitted = completed(emission(made, batch, rule), target, 3)
+    wanted = target_law(target, 3)
+    assert emitted.keys() == wanted.keys()
+    for tokens, mass in wanted.items():
+        assert float(emitted[tokens]) == pytest.approx(float(mass), abs=1e-12)
 
 
 def test_the_check_sees_a_draft_that_is_dropped_for_its_value() -> None:

@@ -22,6 +22,7 @@ from proposers import (
 from proposers.acceptance import expected_acceptance
 from proposers.noise import exponential, request_key, row_key
 from proposers.path_batch import DRAFTING
+from proposers.path_stand import SHAPED
 from tests.proposers.batches import requests
 from tests.proposers.path_cases import Path, bigram_table, law_at, paths_of, taught, tree_of
 from theory.candidates import tuple_law
@@ -53,8 +54,14 @@ def asked(
 
 
 def drafter_of(table: StandTable, drafting: str, **options: Any) -> StandPathDrafter:
-    """With every node that a beam left behind, so that a node has the first of its candidates."""
+    """With every node that a beam left behind, so that a node has the first of its candidates.
+
+    Trees branch at the root, if no shape is given.
+    """
     given = {"draft_length": L, "candidates": K, "drafting": drafting} | options
+    if drafting in SHAPED:
+        root = TreeShape.root_branching(given["candidates"], given["draft_length"])
+        given.setdefault("shape", root)
     if drafting == "beam":
         given.setdefault("max_paths", 100)
     return StandPathDrafter(table, **given)
