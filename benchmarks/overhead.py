@@ -5,7 +5,8 @@
 Every concurrency gets a fresh server with ``vllm_plugin.stopwatch`` on and the same kind of
 requests. Only steps in which all requests verified drafts count. "ours" is all that specproof does
 in a step beside what vLLM's sampler does for the same rows ("stock": temperature, top-k, top-p,
-softmax): request bookkeeping, learning from the rows, the rule, and drafting.
+softmax): request bookkeeping, learning from the rows, the rule, and drafting; with several paths
+a request also their layout before the forward and the winner's commit after it.
 """
 
 import argparse
@@ -88,11 +89,13 @@ def profile(options: argparse.Namespace, folder: Path, concurrency: int) -> dict
 
     stock = part("stock")
     parts = {
+        "layout": part("layout"),
         "bookkeeping": part("bookkeeping"),
         "learn": part("learn"),
         "rule": part("verify") - part("stock in verify"),
+        "commit": part("commit"),
         "propose": part("propose"),
-        "ours": part("sample", "propose") - stock,
+        "ours": part("layout", "sample", "propose") - stock,
         "stock": stock,
     }
     return {
@@ -116,8 +119,12 @@ def shown(results: Sequence[dict[str, Any]]) -> Table:
         made.add_column(str(one["concurrency"]), justify="right")
     made.add_row("steps", *(str(one["steps"]) for one in results))
     made.add_row("rows a step", *(f"{one['rows']:.1f}" for one in results))
-    for name in ("bookkeeping", "learn", "rule", "propose", "ours", "stock"):
+    for name in (
+        "layout", "bookkeeping", "learn", "rule", "commit", "propose", "ours", "stock",
+    ):  # fmt: skip
         ms = [one[name] for one in results]
+        if not any(each["mean"] for each in ms):
+            continue  # a part that only several paths have
         made.add_row(name, *(f"{each['p50']:.2f} ({each['mean']:.2f})" for each in ms))
     limits = [LIMITS.get(one["concurrency"]) for one in results]
     made.add_row("limit on ours", *("-" if limit is None else f"{limit:g}" for limit in limits))

@@ -33,16 +33,6 @@ DISTINCT = ("rrs_without_replacement", "top_plus_one", "sparse_optimal")
 """Rules whose candidates are all different."""
 LANDING = ("match", "top_plus_one")
 """Rules whose emitted token counts as accepted when it is a candidate."""
-LEGAL = {
-    "token": frozenset({"iid", "without_replacement"}),
-    "match": frozenset({"iid", "without_replacement", "top_plus_one"}),
-    "kseq": frozenset({"iid"}),
-    "rrs": frozenset({"iid"}),
-    "rrs_without_replacement": frozenset({"without_replacement"}),
-    "sparse_optimal": frozenset({"without_replacement"}),
-    "top_plus_one": frozenset({"top_plus_one"}),
-}
-"""The drafting schemes (:data:`theory.Drafts`) for which each rule is lossless."""
 BISECTIONS = 52
 _TINY = 1e-300
 

@@ -75,7 +75,9 @@ class PathAdapter(V1Adapter):
         ids = self.runner.input_batch.req_ids
         self.rows.commit({ids[r.index]: emitted[r.index] for r in requests if not r.discarded})
         for r in requests:
-            if r.pending is not None:
+            # What lies behind a refused token is dropped wherever it lies behind one, evaluated or
+            # not: kept where the list was cut, it would be kept because of its tokens.
+            if r.pending is not None and r.accepted:
                 rest = r.pending.left_over(emitted[r.index], r.inputs)
                 if rest is not None:
                     self.left_over[ids[r.index]] = rest

@@ -74,7 +74,8 @@ class PendingPaths:
                 here, self.tokens[path, : here.shape[0]]
             ):
                 return False
-        return scheduled.shape[0] <= self.separators[-1] + 1 + self.lengths[self.sent[-1]]
+        whole = int(self.separators[-1]) + 1 + int(self.lengths[self.sent[-1]])
+        return scheduled.shape[0] <= whole
 
     def rows(self, inputs: int) -> Longs:
         """The row behind every prefix of every path, (P, L + 1), -1 where none was evaluated.

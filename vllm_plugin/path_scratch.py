@@ -75,8 +75,11 @@ class Scratch:
             needed = end // self.block_size - begin // self.block_size + 1
             while len(lane.blocks) > needed:
                 self.free.append(lane.blocks.pop())
-            while len(lane.blocks) < needed and self.free:
-                lane.blocks.append(self.free.pop())
+            while len(lane.blocks) < needed and (self.free or len(lanes) > number + 1):
+                if self.free:
+                    lane.blocks.append(self.free.pop())
+                else:  # a later path's
+                    self.free += lanes.pop().blocks
             if len(lane.blocks) < needed:
                 while len(lanes) > number:
                     self.free += lanes.pop().blocks

@@ -50,8 +50,8 @@ def walk(
     gives the bonus token. Bad input as in :mod:`vllm_plugin.nodes`.
 
     decide: a back end's node decision; rule and scheme of drafting must be a legal pair
-    (:data:`vllm_plugin.nodes.LEGAL`). p (N, V); u_accept (B, L, P) and u_emit (B, L + 1) float64,
-    independent uniforms in [0, 1), u_accept[b, d, j] for the j-th candidate of depth d.
+    (:data:`theory.accepted_mass.LEGAL`). p (N, V); u_accept (B, L, P) and u_emit (B, L + 1)
+    float64, independent uniforms in [0, 1), u_accept[b, d, j] for the j-th candidate of depth d.
 
     Returns (B, L + 1) int32, the emitted tokens and then -1, and (B,) int64, the first path that
     begins with the accepted tokens (all but the last one emitted).

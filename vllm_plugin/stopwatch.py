@@ -5,12 +5,13 @@ JSON object: for each step in which drafts were verified, the number of requests
 the seconds spent in each part. ``benchmarks/overhead.py`` reads it. Work that vLLM's own sampler
 does for the same rows (float32 logits, penalties, temperature, top-k, top-p, softmax) is the part
 "stock", and "stock in verify" its share inside ``verify``; all else inside ``sample`` and
-``propose`` is ours.
+``propose`` is ours, and with several paths a request their "layout" before the forward.
 """
 
 from __future__ import annotations
 
 import functools
+import inspect
 import json
 import os
 import time
@@ -22,6 +23,7 @@ import torch
 
 ENVIRONMENT = "SPECPROOF_STOPWATCH"
 STOCK = "stock"
+LAYOUT = "layout"
 _WRITE_EVERY = 100
 
 
@@ -57,12 +59,15 @@ class Stopwatch:
         return call
 
     def step(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        """``V1Adapter.sample``: the step begins here and ends with the next ``propose``."""
+        """``V1Adapter.sample``: the step ends with the next ``propose``.
+
+        It begins here, or where several paths are laid out, before the forward.
+        """
         timed = self.timed("sample", original)
 
         @functools.wraps(original)
         def call(adapter: Any, runner: Any, logits: Any, metadata: Any, stock: Any) -> Any:
-            self.current = {}
+            self.current = {part: self.current[part] for part in (LAYOUT,) if part in self.current}
             result = timed(adapter, runner, logits, metadata, stock)
             if metadata is not None:
                 self.current |= {"requests": runner.input_batch.num_reqs, "rows": logits.shape[0]}
@@ -87,25 +92,45 @@ class Stopwatch:
         return call
 
 
+def parts() -> tuple[tuple[str, Any, str], ...]:
+    """What is timed: the part of a step that it counts for, and where the function is held."""
+    from vllm.v1.sample.sampler import Sampler
+
+    from vllm_plugin import adapter_v1
+    from vllm_plugin.path_adapter import PathAdapter
+    from vllm_plugin.path_rows import PathRows
+    from vllm_plugin.path_verifier import PathVerifier
+    from vllm_plugin.verifier import Verifier
+
+    return (
+        (LAYOUT, PathAdapter, "prepare"),
+        (LAYOUT, PathRows, "expanded"),
+        ("bookkeeping", adapter_v1.V1Adapter, "_requests"),
+        ("learn", adapter_v1, "laws_of"),
+        ("learn", adapter_v1.V1Adapter, "_learn"),
+        ("verify", Verifier, "verify"),
+        ("verify", PathVerifier, "verify_paths"),
+        ("commit", PathAdapter, "settle"),
+        (STOCK, Verifier, "_process"),
+        (STOCK, Sampler, "apply_logits_processors"),
+        (STOCK, Sampler, "greedy_sample"),
+        (STOCK, Verifier, "tempered"),
+        (STOCK, torch.Tensor, "float"),
+        (STOCK, torch.Tensor, "softmax"),
+    )
+
+
 def install_if_asked() -> None:
     """Start measuring this process if the environment names a file; once."""
     from vllm_plugin.adapter_v1 import V1Adapter
-    from vllm_plugin.verifier import Verifier
 
     file = os.environ.get(ENVIRONMENT)
     if not file or hasattr(V1Adapter.sample, "__wrapped__"):
         return
     watch = Stopwatch(Path(file))
-    parts: tuple[tuple[str, type[Any], str], ...] = (
-        ("bookkeeping", V1Adapter, "_requests"),
-        ("learn", V1Adapter, "_laws"),
-        ("learn", V1Adapter, "_learn"),
-        ("verify", Verifier, "verify"),
-        (STOCK, Verifier, "_process"),
-        (STOCK, torch.Tensor, "float"),
-        (STOCK, torch.Tensor, "softmax"),
-    )
-    for part, owner, name in parts:
-        setattr(owner, name, watch.timed(part, getattr(owner, name)))
+    for part, owner, name in parts():
+        held = inspect.getattr_static(owner, name)
+        timed = watch.timed(part, getattr(owner, name))
+        setattr(owner, name, staticmethod(timed) if isinstance(held, staticmethod) else timed)
     V1Adapter.sample = watch.step(V1Adapter.sample)  # type: ignore[method-assign]
     V1Adapter.propose = watch.end(V1Adapter.propose)  # type: ignore[method-assign]

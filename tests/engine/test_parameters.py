@@ -209,7 +209,7 @@ def _forget_drafts_in_penalties(worker: Any, forget: bool) -> None:
     texts = row_requests._Texts
     if forget:
         texts.right = texts.of
-        texts.of = lambda self, i, j: texts.right(self, i, 0)
+        texts.of = lambda self, r: list(self.batch.req_output_token_ids[self.rows[r].owner])
     else:
         texts.of = texts.right
 
@@ -336,7 +336,7 @@ def test_requests_without_drafts_equal_stock_and_are_counted(
 
 
 def _count_trimmed(worker: Any) -> None:
-    from vllm_plugin.adapter_v1 import PendingDraft
+    from vllm_plugin.pending import PendingDraft
 
     right = PendingDraft.chain
 
@@ -351,15 +351,14 @@ def _count_trimmed(worker: Any) -> None:
 
 
 def _trimmed(worker: Any) -> int:
-    from vllm_plugin.adapter_v1 import PendingDraft
+    from vllm_plugin.pending import PendingDraft
 
     return int(PendingDraft.trimmed)
 
 
 def _resample_what_was_trimmed(worker: Any) -> None:
     """The mistake of ALGORITHMS.md 5, trap 4: the refused position is drawn from p."""
-    from vllm_plugin.adapter_v1 import PendingDraft
-    from vllm_plugin.verifier import Chain
+    from vllm_plugin.pending import Chain, PendingDraft
 
     right = PendingDraft.right
 
@@ -374,7 +373,7 @@ def _resample_what_was_trimmed(worker: Any) -> None:
 
 
 def _right_again(worker: Any) -> None:
-    from vllm_plugin.adapter_v1 import PendingDraft
+    from vllm_plugin.pending import PendingDraft
 
     PendingDraft.chain = PendingDraft.right
 
@@ -544,7 +543,7 @@ def _keep_state_by_row(worker: Any) -> None:
     runner.input_batch.logitsprocs.non_argmax_invariant.append(ByRow(None, None, False))
     adapter = getattr(getattr(runner, "drafter", None), "adapter", None)
     if adapter is not None:
-        adapter._runner = None  # what was found out about the processors is found out again
+        adapter.runner = None  # what was found out about the processors is found out again
 
 
 def test_a_processor_by_batch_row_stops_drafting(llm: Any, stock: Any) -> None:

@@ -31,6 +31,8 @@ def refusal(speculative: object, additional: object = None, model: str = "org/na
 @pytest.mark.parametrize("proposer", guard.PROPOSERS)
 @pytest.mark.parametrize("length", [1, 8, 128])
 def test_what_can_be_served_passes(proposer: str, length: int, tmp_path: Path) -> None:
+    if proposer == "vllm_plugin.SpecTr":
+        length = min(length, 15)  # its 8 paths fill vLLM's 128 drafts
     if proposer == "vllm_plugin.Suffix":
         pytest.importorskip("arctic_inference.suffix_decoding", reason="it is optional")
     speculative = OURS | {"model": proposer, "num_speculative_tokens": length}

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from fractions import Fraction
-from typing import get_args
 
 import numpy as np
 import pytest
@@ -20,14 +19,14 @@ from tests.vllm_plugin.node_cases import (
     products,
 )
 from theory.acceptance import Rule
+from theory.accepted_mass import LEGAL
 from theory.candidates import tuple_law
 from theory.equivalence import goodness_of_fit, sample_size
 from theory.exact import kseq_rho, kseq_verdict, node_law
 from theory.judgement import RHO_BITS, judgement
-from theory.optimum import Drafts
 from vllm_plugin import nodes as node_rules
 from vllm_plugin import nodes_cpu
-from vllm_plugin.nodes import DISTINCT, LANDING, LEGAL, RULES, Nodes, Verdict
+from vllm_plugin.nodes import DISTINCT, LANDING, RULES, Nodes, Verdict
 
 Decide = Callable[[str, torch.Tensor, Nodes, torch.Tensor, torch.Tensor], Verdict]
 BACKENDS = {"torch": node_rules.decide, "numba": nodes_cpu.decide}
@@ -40,7 +39,6 @@ def test_rules_and_schemes_are_theirs() -> None:
     assert set(RULES) == set(theory.RULES) - {"coupled"}
     assert set(DISTINCT) == set(theory.acceptance.DISTINCT)
     assert set(LEGAL) == set(RULES)
-    assert frozenset().union(*LEGAL.values()) <= set(get_args(Drafts))
     assert all(SCHEMES[rule] in LEGAL[rule] for rule in RULES)
 
 

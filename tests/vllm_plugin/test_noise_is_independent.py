@@ -11,7 +11,8 @@ import torch
 from proposers.stand import StandDrafter
 from proposers.table import StandTable
 from theory.testing import check_streams
-from vllm_plugin.verifier import Chain, Request, Verifier
+from vllm_plugin.pending import Chain
+from vllm_plugin.verifier import Request, Verifier
 
 SEED, BATCH, STEPS, ROUNDS = 0, 64, 3, 340
 

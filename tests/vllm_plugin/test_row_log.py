@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from vllm_plugin.lessons import Stretch
 from vllm_plugin.row_log import RowLog, RowReader
 
 PROMPT, OTHER = np.array([1, 2, 3], np.int32), np.array([4], np.int32)
@@ -20,6 +21,18 @@ def laws(*tokens: int) -> tuple[np.ndarray, np.ndarray]:
     return ids, np.array([[0.75, 0.25] if t >= 0 else [0, 0] for t in tokens], np.float32)
 
 
+def step(
+    log: RowLog,
+    handle: int,
+    length: int,
+    emitted: np.ndarray,
+    drafts: np.ndarray,
+    rows: tuple[np.ndarray, np.ndarray],
+) -> None:
+    """One request with a chain of drafts, alone in its step."""
+    log.step([handle], [Stretch.chain(0, length, 0, drafts)], rows, [emitted])
+
+
 def written(file: Path) -> RowLog:
     """Two requests of one prompt, one of another, steps interleaved.
 
@@ -29,12 +42,12 @@ def written(file: Path) -> RowLog:
     log = RowLog(file)
     log.start(0, PROMPT)
     log.start(1, OTHER)
-    log.step(0, 3, ints(10), ints(), *laws(50))
+    step(log, 0, 3, ints(10), ints(), laws(50))
     log.start(2, PROMPT)
-    log.step(1, 1, ints(30), ints(31), *laws(60, 61))
-    log.step(0, 4, ints(11, 12), ints(11, 20, 21), *laws(51, 52, 53, 54))
-    log.step(2, 3, ints(10, 15), ints(10), *laws(55, 56))
-    log.step(0, 6, ints(13, 14), ints(13, 22), *laws(57, 58, -1))
+    step(log, 1, 1, ints(30), ints(31), laws(60, 61))
+    step(log, 0, 4, ints(11, 12), ints(11, 20, 21), laws(51, 52, 53, 54))
+    step(log, 2, 3, ints(10, 15), ints(10), laws(55, 56))
+    step(log, 0, 6, ints(13, 14), ints(13, 22), laws(57, 58, -1))
     return log
 
 

@@ -17,7 +17,7 @@ from vllm.v1.sample.logits_processor import (
 from vllm.v1.sample.metadata import SamplingMetadata
 from vllm.v1.sample.sampler import Sampler
 
-from vllm_plugin.row_requests import HeadRows, rows_as_requests
+from vllm_plugin.row_requests import HeadRows, Row, rows_as_requests
 
 V = 20
 CONFIG: Any = SimpleNamespace(scheduler_config=SimpleNamespace(max_num_seqs=8))
@@ -103,12 +103,9 @@ def test_each_row_is_a_plain_step_of_its_own(fillers: int) -> None:
     counts = [len(d) + 1 for d in DRAFTS]
     counts[1] += fillers  # rows of vLLM's placeholders, which are nobody's
     first = np.concatenate([[0], np.cumsum(counts)[:-1]])
-    requests: Any = [
-        SimpleNamespace(index=i, first_row=int(first[i]), scheduled=np.array(d, np.int32))
-        for i, d in enumerate(DRAFTS)
-    ]
+    of_step = [Row(i, DRAFTS[i], j) for i, n in enumerate(counts) for j in range(n)]
     logits = torch.randn((sum(counts), V), generator=torch.Generator().manual_seed(1)) * 3
-    rows = rows_as_requests(runner, requests, counts, metadata)
+    rows = rows_as_requests(runner, of_step, torch.tensor(first), metadata)
     ours = shaped(logits.clone(), rows)
     for i, drafts in enumerate(DRAFTS):
         for j in range(len(drafts) + 1):
@@ -120,6 +117,18 @@ def test_each_row_is_a_plain_step_of_its_own(fillers: int) -> None:
     assert rows.top_k is not None
     owners = np.repeat(np.arange(len(counts)), counts)
     assert rows.top_k.tolist() == [PARAMETERS[i].top_k or V for i in owners]
+
+
+def test_rows_in_any_order_that_share_a_text_or_branch_off_it() -> None:
+    """As a walk over several paths asks for them: no first rows, one path's prefix at a time."""
+    runner, metadata = batch(PARAMETERS, PROMPTS, OUTPUTS)
+    of_step = [Row(4, [7, 8, 9], 2), Row(0, [3], 1), Row(4, [7, 1], 2), Row(2, [1, 1, 9], 0)]
+    logits = torch.randn((len(of_step), V), generator=torch.Generator().manual_seed(2)) * 3
+    ours = shaped(logits.clone(), rows_as_requests(runner, of_step, None, metadata))
+    for r, row in enumerate(of_step):
+        text = [*OUTPUTS[row.owner], *row.drafts[: row.behind]]
+        _, alone = batch([PARAMETERS[row.owner]], [PROMPTS[row.owner]], [text])
+        assert torch.equal(ours[r : r + 1], shaped(logits[r : r + 1].clone(), alone)), row
 
 
 def test_other_processors_see_the_first_row_of_each_request() -> None:
