@@ -42,6 +42,11 @@ class Options(BaseModel):
     drafting: Literal["iid", "without_replacement", "top_plus_one", "beam"] | None = Field(
         None, description="how several candidates are drawn; top_plus_one, or the rule's own"
     )
+    branching: Literal["adaptive", "root"] | None = Field(
+        None,
+        description="where without_replacement and top_plus_one spend their paths: adaptive, by "
+        "the laws of the nodes (default), or all at the root, a chain behind each",
+    )
     shape: Annotated[str, Field(min_length=1)] | None = Field(
         None, description="file with the shape of Stand's tree, as specproof tune-tree writes it"
     )

@@ -106,8 +106,11 @@ def resolve(proposer: str, options: Options, draft_length: int) -> PathSettings 
     shape = None if options.shape is None else _shape(proposer, options, draft_length)
     paths = _paths(proposer, options, shape)
     if paths == 1:
-        if options.drafting is not None:
-            raise _wrong(f"drafting is {options.drafting!r}, but candidates is 1; set it to 2..16")
+        for name in ("drafting", "branching"):
+            if getattr(options, name) is not None:
+                raise _wrong(
+                    f"{name} is {getattr(options, name)!r}, but candidates is 1; set it to 2..16"
+                )
         if chain_rule(options) not in CHAIN_RULES:
             raise _wrong(
                 f"rule is {options.rule!r}, which judges several candidates, but candidates is 1; "
@@ -125,6 +128,11 @@ def resolve(proposer: str, options: Options, draft_length: int) -> PathSettings 
             f"shape is given, but drafting is {drafting!r}; a shape can be filled by "
             f"{' or '.join(SHAPED)}"
         )
+    if options.branching is not None and (shape is not None or drafting not in SHAPED):
+        other = "a shape is given" if shape is not None else f"drafting is {drafting!r}"
+        raise _wrong(f"branching is {options.branching!r}, but {other}; leave branching out")
+    if options.branching == "root":
+        shape = _root_branching(paths, draft_length)
     settings = PathSettings(paths, draft_length, drafting, rule, shape)
     if settings.tokens > MAX_DRAFT_LENGTH:
         raise _wrong(
@@ -165,6 +173,12 @@ def _shape(proposer: str, options: Options, draft_length: int) -> TreeShape:
             f"{options.shape} is {shape.depth} tokens deep; set it to {shape.depth}"
         )
     return shape
+
+
+def _root_branching(paths: int, depth: int) -> TreeShape:
+    from proposers.shape import TreeShape
+
+    return TreeShape.root_branching(paths, depth)
 
 
 def _pair(proposer: str, options: Options) -> tuple[str, str]:

@@ -24,7 +24,7 @@ from proposers.trigrams import TrigramTable
 Options = Mapping[str, Any]
 _SPARSE = 32  # slots for each context: nine of them in one bucket of eight are not to be expected
 ENGINE_OPTIONS = (
-    "rule", "candidates", "drafting", "shape", "table_path", "table_save_minutes",
+    "rule", "candidates", "drafting", "branching", "shape", "table_path", "table_save_minutes",
 )  # fmt: skip
 """Options of the plugin that are no drafter's: allowed beside a drafter's own, and not read."""
 
