@@ -8,9 +8,7 @@ accepted, with probability
 
     w_j = E over candidates of P(candidate j is y and is accepted) / p(y),
 
-and a node, the tuple of ranks on the way to it, holds an accepted token with the product of the w
-on that way: exactly one way can be right, since one token is emitted at each place. So sums over
-the nodes of one depth are the chance that a step accepts so many drafts.
+and :mod:`proposers.replay.tree_chances` adds up the products of w along the ways of a tree.
 
 - ``without_replacement``, judged by rrs_without_replacement: w_j does not depend on how many later
   candidates are offered. w_1 = min(1, q/p); a later one is the mean over the refused candidates
@@ -26,18 +24,17 @@ As in :mod:`proposers.replay.path_scoring`, a token of q outside the trace's hea
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Literal, get_args
 
 import numpy as np
 from numba import njit
-from numpy.typing import NDArray
 
-from proposers.batch import Doubles, Drafter, DraftRequests
+from proposers.batch import Drafter, DraftRequests
 from proposers.replay.profiling import Order, Share, walk
 from proposers.replay.texts import Texts
-from proposers.shape import Node, TreeShape
+from proposers.replay.tree_chances import RankChances
 from theory.traces import Trace
 
 Scheme = Literal["without_replacement", "top_plus_one"]
@@ -45,75 +42,6 @@ SCHEMES: tuple[Scheme, ...] = get_args(Scheme)
 DRAWS = 8
 """Sequences of refused candidates that are drawn at each node."""
 _WITHOUT_REPLACEMENT, _TOP_PLUS_ONE, _RANKED = range(3)
-
-
-@dataclass(frozen=True)
-class RankChances:
-    """w of every rank, at every depth of a step that begins before ``tokens[t]``.
-
-    ``inner[t, i, j]`` is the chance of the candidate of rank j at depth i where it has a later
-    sibling, ``last[t, i, j]`` where it has none; ``begins[t]`` whether a step can begin there (the
-    first token of an answer comes from its prefill). Chances behind a depth without any are 0.
-
-    Shapes: inner, last (N, D, M) float32; begins (N,) bool. Where a later sibling changes nothing,
-    inner and last are one array.
-    """
-
-    inner: NDArray[np.float32]
-    last: NDArray[np.float32]
-    begins: NDArray[np.bool_]
-
-    @property
-    def separable(self) -> bool:
-        """Whether a node's chance does not depend on its siblings."""
-        return self.inner is self.last
-
-    @property
-    def depth(self) -> int:
-        """D."""
-        return int(self.inner.shape[1])
-
-    @property
-    def branching(self) -> int:
-        """M, the most candidates of one node."""
-        return int(self.inner.shape[2])
-
-    @property
-    def places(self) -> int:
-        """Places at which a step can begin."""
-        return int(np.count_nonzero(self.begins))
-
-    def counts(self, nodes: Sequence[Node]) -> Doubles:
-        """Expected accepted tokens of each node over all places, none with a later sibling.
-
-        Falls from parent to child. Raises ValueError for a node beyond the depth or the branching.
-        """
-        ways = np.full((len(nodes), self.depth), -1, np.int64)
-        for row, node in enumerate(nodes):
-            self._check(len(node), max(node) + 1)
-            ways[row, : len(node)] = node
-        return np.asarray(_counts(self.last, ways))
-
-    def kept(self, shape: TreeShape) -> Doubles:
-        """P(a step that begins at t accepts more than i drafts of this shape), (N, depth of shape).
-
-        Raises ValueError for a shape beyond the depth or the branching.
-        """
-        self._check(shape.depth, shape.width)
-        tree = shape.arrays
-        return np.asarray(
-            _kept(
-                self.inner, self.last, tree.parents, tree.ranks, tree.depths, tree.child_counts,
-                shape.depth,
-            )
-        )  # fmt: skip
-
-    def _check(self, depth: int, branching: int) -> None:
-        if depth > self.depth or branching > self.branching:
-            raise ValueError(
-                f"a tree of depth {depth} and {branching} children was given; these chances reach "
-                f"to depth {self.depth} and {self.branching} children"
-            )
 
 
 def rank_chances(
@@ -130,6 +58,8 @@ def rank_chances(
     advance: Callable[[int], None] = lambda tokens: None,
 ) -> RankChances:
     """Walk a drafter along a trace as :func:`proposers.replay.profile` does; its chances by rank.
+
+    Every place at which a step can begin has weight 1, as in STAND.
 
     Parameters
     ----------
@@ -155,7 +85,7 @@ def rank_chances(
     way = _RANKED if cold else SCHEMES.index(scheme)
     inner = np.zeros((len(trace), depth, branching), np.float32)
     last = np.zeros_like(inner) if way == _TOP_PLUS_ONE else inner
-    begins = np.zeros(len(trace), np.bool_)
+    weights = np.zeros(len(trace))
     held, rng = trace.processed, np.random.default_rng([seed, 0x7EE])
     count = draws * (branching - 1) if way == _WITHOUT_REPLACEMENT else 0
 
@@ -164,7 +94,7 @@ def rank_chances(
         if not going.size:
             return
         rows = texts.begins[going] + emitted
-        begins[rows] = True
+        weights[rows] = 1.0
         requests = texts.requests(going, emitted, budget)
         followed = drafter.follow(
             _warm(requests) if cold else requests,
@@ -177,7 +107,7 @@ def rank_chances(
         )  # fmt: skip
 
     walk(trace, make_drafter, step, depth, share=share, order=order, advance=advance)
-    return RankChances(inner, last, begins)
+    return RankChances(inner, last, weights)
 
 
 def _warm(requests: DraftRequests) -> DraftRequests:
@@ -313,34 +243,3 @@ def _node_chances(
                 for j in range(least, -1, -1):  # the draw, after the j most probable
                     rest += q[j]
                     last[t, i, j] = min(1.0, q[y] / (rest * p[y]))
-
-
-@njit(cache=True, nogil=True)
-def _counts(chances: Any, ways: Any) -> Any:
-    found = np.zeros(ways.shape[0])
-    for v in range(ways.shape[0]):
-        for t in range(chances.shape[0]):
-            reach = 1.0
-            for i in range(ways.shape[1]):
-                if ways[v, i] < 0 or reach == 0:
-                    break
-                reach *= chances[t, i, ways[v, i]]
-            found[v] += reach
-    return found
-
-
-@njit(cache=True, nogil=True)
-def _kept(
-    inner: Any, last: Any, parents: Any, ranks: Any, depths: Any, child_counts: Any, deepest: Any
-) -> Any:
-    """Sums of reach over the nodes of each depth; nodes come after their parents."""
-    kept = np.zeros((inner.shape[0], deepest))
-    reach = np.empty(parents.shape[0])
-    for t in range(inner.shape[0]):
-        reach[0] = 1.0
-        for v in range(1, parents.shape[0]):
-            above, i, j = parents[v], depths[v] - 1, ranks[v]
-            chance = last[t, i, j] if j == child_counts[above] - 1 else inner[t, i, j]
-            reach[v] = reach[above] * chance
-            kept[t, i] += reach[v]
-    return kept

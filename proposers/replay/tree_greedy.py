@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from proposers.batch import Doubles
-from proposers.replay.tree_counts import RankChances
+from proposers.replay.tree_chances import RankChances
 from proposers.replay.tree_limits import Limits
 from proposers.shape import Node, TreeShape
 
@@ -35,14 +35,15 @@ def greedy(chances: RankChances, limits: Limits) -> TreeShape:
 
 
 class _Growing:
-    """The tree so far, the root () included, with the reach of each node at every place."""
+    """The tree so far, with the root (), and at every place weight times reach of each node."""
 
     def __init__(self, chances: RankChances) -> None:
         self.chances = chances
         self.separable = chances.separable
-        self.inner = chances.inner[chances.begins].astype(np.float64)
-        self.last = chances.last[chances.begins].astype(np.float64)
-        self.reach: dict[Node, Doubles] = {(): np.ones(self.last.shape[0])}
+        some = chances.weights > 0
+        self.inner = chances.inner[some].astype(np.float64)
+        self.last = chances.last[some].astype(np.float64)
+        self.reach: dict[Node, Doubles] = {(): chances.weights[some]}
         self.children: dict[Node, int] = {(): 0}
         self.tokens = self.paths = 0
         self._gains: dict[Node, Doubles] = {}

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from proposers.replay.scoring import Score, expected_course
-from proposers.replay.tree_counts import RankChances
+from proposers.replay.tree_chances import RankChances
 from proposers.replay.tree_limits import Limits, forward_tokens
 from proposers.shape import TreeShape
 from theory.cluster_ratio import Interval, difference_interval, ratio_interval
@@ -23,7 +23,7 @@ class Verdict:
     ``block_efficiency`` is tokens per decode step over the steps that a decoder with this shape is
     expected to make (:func:`proposers.replay.scoring.expected_course`); ``gain`` its difference to
     the first shape's, paired by prompt, None for that one. ``per_place`` is 1 + the sum of reach
-    over the nodes, a mean over all places alike, which is what a search maximises.
+    over the nodes, a mean over all places alike.
     """
 
     name: str
@@ -59,7 +59,7 @@ def judge(
             score,
             ratio_interval(score.tokens, score.steps),
             None if score is scores[0] else difference(scores[0], score),
-            per_place(chances, shape),
+            1.0 + chances.accepted(shape),
         )
         for (name, shape), score in zip(shapes, scores, strict=True)
     ]
@@ -68,13 +68,6 @@ def judge(
 def difference(first: Score, second: Score) -> Interval:
     """Block efficiency of the second minus that of the first, paired by prompt."""
     return difference_interval((first.tokens, first.steps), (second.tokens, second.steps))
-
-
-def per_place(chances: RankChances, shape: TreeShape) -> float:
-    """1 + the mean over places of the expected accepted drafts; nan without any place."""
-    if not chances.places:
-        return float("nan")
-    return 1.0 + float(chances.kept(shape).sum()) / chances.places
 
 
 def best_root_branching(chances: RankChances, limits: Limits) -> TreeShape | None:
@@ -88,7 +81,7 @@ def best_root_branching(chances: RankChances, limits: Limits) -> TreeShape | Non
             shape = TreeShape.root_branching(candidates, length)
             if not limits.allow(shape):
                 break
-            value = per_place(chances, shape)
+            value = chances.accepted(shape)
             if found is None or value > found[0]:
                 found = value, shape
     return None if found is None else found[1]

@@ -7,9 +7,6 @@ accepted with a probability a_j that depends on nothing else (the positional acc
 arXiv 2402.12374, section 4), a node's count is the product of a on its way.
 
 A tree costs its nodes, or the tokens of its forward (:mod:`proposers.replay.tree_limits`).
-
-Places of a trace weigh equally, as in STAND, whether or not a decoder with this tree would begin
-a step there.
 """
 
 from __future__ import annotations
@@ -23,7 +20,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from proposers.batch import Doubles
-from proposers.replay.tree_counts import RankChances
+from proposers.replay.tree_chances import RankChances
 from proposers.replay.tree_greedy import greedy
 from proposers.replay.tree_limits import Limits
 from proposers.shape import Node, TreeShape
@@ -55,19 +52,21 @@ def find_shape(chances: RankChances, limits: Limits, method: Method) -> TreeShap
     if method == "sequoia":
         vector = positional_acceptance(chances).astype(np.float32)
         model = np.tile(vector, (1, chances.depth, 1))
-        chances = RankChances(model, model, np.ones(1, np.bool_))
+        chances = RankChances(model, model, np.ones(1))
     return best_subtree(*large_tree(chances), limits)
 
 
 def positional_acceptance(chances: RankChances) -> Doubles:
     """a_j: how often a node that a full tree reaches accepts its candidate of rank j, (M,).
 
-    Sums over places and depths of P(the depth is reached) w_j, over the sum of the former. Where
-    the drafter has no law, nothing is accepted. For separable chances.
+    Sums over places, by their weights, and depths of P(the depth is reached) w_j, over the sum of
+    the former. Where the drafter has no law, nothing is accepted. For separable chances.
     """
-    w = chances.last[chances.begins].astype(np.float64)
+    some = chances.weights > 0
+    w = chances.last[some].astype(np.float64)
     reached = np.ones(w.shape[:2])
     np.cumprod(w.sum(axis=2)[:, :-1], axis=1, out=reached[:, 1:])
+    reached *= chances.weights[some, None]
     whole = reached.sum()
     if whole == 0:
         return np.zeros(w.shape[2])

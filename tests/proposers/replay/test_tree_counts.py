@@ -11,7 +11,8 @@ import pytest
 from small_traces import GivenDrafter, trace
 
 from proposers.replay import make_drafter, profile, profile_paths, score, score_paths
-from proposers.replay.tree_counts import RankChances, rank_chances
+from proposers.replay.tree_chances import RankChances
+from proposers.replay.tree_counts import rank_chances
 from proposers.replay.tree_report import judge
 from proposers.shape import TreeShape
 from theory.judgement import judgement
@@ -125,7 +126,7 @@ def test_root_branching_is_the_replay_with_several_candidates(scheme, draws, clo
         return GivenDrafter(draft, draft_length=3)
 
     found = rank_chances(recorded, make, depth=3, branching=3, scheme=scheme, draws=draws)
-    assert found.places == 4 * 24
+    assert found.steps == 4 * 24
     rule = "top_plus_one" if scheme == "top_plus_one" else "rrs_without_replacement"
     for k in (1, 2, 3):
         paths = profile_paths(recorded, make, draft_length=3, candidates=k, drafts=scheme)
@@ -169,7 +170,7 @@ def test_at_temperature_0_the_candidates_are_the_most_probable_tokens() -> None:
             scheme=scheme,
         )  # fmt: skip
         assert found.separable
-        for t in np.flatnonzero(found.begins):
+        for t in np.flatnonzero(found.weights):
             start = recorded.answer_begins[recorded.answer_begins <= t].max()
             law = draft([0, 1, *recorded.tokens[start:t].tolist()])
             place = int(np.sum(law > law[recorded.tokens[t]]))

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from functools import cache
-
 import numpy as np
 import pytest
+from small_shapes import BRANCHING, DEPTH, MOST, shapes
 
-from proposers.replay.tree_counts import RankChances
+from proposers.replay.tree_chances import RankChances
 from proposers.replay.tree_greedy import _Growing, greedy
 from proposers.replay.tree_limits import Limits, forward_tokens
-from proposers.replay.tree_report import best_root_branching, per_place
+from proposers.replay.tree_report import best_root_branching
 from proposers.replay.tree_search import (
     best_subtree,
     find_shape,
@@ -19,31 +18,12 @@ from proposers.replay.tree_search import (
 )
 from proposers.shape import Node, TreeShape
 
-DEPTH, BRANCHING, MOST = 3, 3, 6
 LIMITS = [
     *(Limits(budget) for budget in range(1, MOST + 1)),
     *(Limits(budget, paths=paths) for budget in (3, 5, 6) for paths in (1, 2, 3)),
     *(Limits(budget, "tokens") for budget in range(2, 9)),
     *(Limits(budget, "tokens", paths) for budget in (5, 7, 8) for paths in (1, 2)),
 ]
-
-
-@cache
-def shapes() -> tuple[TreeShape, ...]:
-    """Every shape of at most six nodes and eight tokens, grown node by node."""
-    found: set[frozenset[Node]] = {frozenset()}
-    for _ in range(MOST):
-        for nodes in list(found):
-            for parent in [(), *nodes]:
-                rank = sum(n[:-1] == parent for n in nodes)
-                if len(parent) < DEPTH and rank < BRANCHING:
-                    found.add(nodes | {(*parent, rank)})
-    every = [TreeShape(tuple(nodes)) for nodes in found if nodes]
-    # Catalan's numbers, but for what is too deep or too wide. No shape of eight tokens is missing:
-    # seven nodes would be one path.
-    sizes = np.bincount([len(shape.nodes) for shape in every])
-    assert sizes[1:5].tolist() == [1, 2, 5, 14 - 2]
-    return tuple(every)
 
 
 def within(limits: Limits) -> list[TreeShape]:
@@ -64,9 +44,8 @@ def separable(seed: int, places: int = 40, falling: bool = False) -> RankChances
     w = rng.dirichlet(np.full(BRANCHING + 1, 0.5), (places, DEPTH))[:, :, :BRANCHING]
     if falling:
         w = -np.sort(-w, axis=2)
-    begins = np.arange(places) % 4 > 0
-    w = np.where(begins[:, None, None], w, 0).astype(np.float32)
-    return RankChances(w, w, begins)
+    w = w.astype(np.float32)
+    return RankChances(w, w, np.arange(places) % 4 / 2)
 
 
 def siblings_matter(seed: int, places: int = 60) -> RankChances:
@@ -80,8 +59,7 @@ def siblings_matter(seed: int, places: int = 60) -> RankChances:
     last = np.where(
         y[:, :, None] >= np.arange(BRANCHING), np.minimum(1, own / (rest * p[:, :, None])), 0
     )
-    begins = np.ones(places, np.bool_)
-    return RankChances(inner.astype(np.float32), last.astype(np.float32), begins)
+    return RankChances(inner.astype(np.float32), last.astype(np.float32), np.arange(places) % 3 / 2)
 
 
 @pytest.mark.parametrize("limits", LIMITS, ids=str)
@@ -102,8 +80,8 @@ def test_the_programme_finds_the_best_of_all_shapes_whatever_the_counts(limits: 
 def test_exact_is_the_best_of_all_shapes(limits: Limits) -> None:
     chances = separable(3)
     found = find_shape(chances, limits, "exact")
-    best = max(per_place(chances, shape) for shape in within(limits))
-    assert per_place(chances, found) == pytest.approx(best, rel=1e-9)
+    best = max(chances.accepted(shape) for shape in within(limits))
+    assert chances.accepted(found) == pytest.approx(best, rel=1e-9)
     assert limits.allow(found)
 
 
@@ -126,7 +104,7 @@ def test_the_positional_acceptance_is_that_of_the_nodes_that_are_reached() -> No
     w[0, 0], w[0, 1] = [0.0, 0.0], [1.0, 0.0]
     w[1, 0], w[1, 1] = [0.5, 0.1], [0.2, 0.3]
     w[2] = 0.5  # no step begins there
-    found = positional_acceptance(RankChances(w, w, np.array([True, True, False])))
+    found = positional_acceptance(RankChances(w, w, np.array([1.0, 1.0, 0.0])))
     np.testing.assert_allclose(found, [(0.5 + 0.6 * 0.2) / 2.6, (0.1 + 0.6 * 0.3) / 2.6], rtol=1e-6)
 
 
@@ -139,8 +117,8 @@ def test_greedy_keeps_the_nodes_with_the_most_accepted_tokens(limits: Limits) ->
     counts = chances.counts(nodes)
     most = sorted(np.array(nodes, object)[np.argsort(-counts)[: limits.budget]])
     assert list(found.nodes) == [tuple(node) for node in most]
-    assert per_place(chances, found) == pytest.approx(
-        max(per_place(chances, shape) for shape in within(limits)), rel=1e-9
+    assert chances.accepted(found) == pytest.approx(
+        max(chances.accepted(shape) for shape in within(limits)), rel=1e-9
     )
 
 
@@ -152,8 +130,8 @@ def test_greedy_is_near_the_best_and_never_beyond_it(make) -> None:
         chances = make(7 + limits.budget)
         found = greedy(chances, limits)
         assert limits.allow(found)
-        best = max(per_place(chances, shape) for shape in within(limits))
-        shares.append((per_place(chances, found) - 1) / (best - 1))
+        best = max(chances.accepted(shape) for shape in within(limits))
+        shares.append(chances.accepted(found) / best)
     assert max(shares) <= 1 + 1e-9
     assert np.mean(shares) > 0.97
     assert min(shares) > 0.8
@@ -178,7 +156,7 @@ def test_what_greedy_keeps_account_of_is_what_the_shape_is_worth() -> None:
         shape = TreeShape(tuple(tree.reach)[1:])
         assert tree.tokens == forward_tokens(shape) == before + cost
         assert tree.paths == shape.paths
-        assert 1 + worth / chances.places == pytest.approx(per_place(chances, shape), rel=1e-6)
+        assert worth / chances.steps == pytest.approx(chances.accepted(shape), rel=1e-6)
         for each in tree.reach:  # kept gains are those that a new computation finds
             kept = tree.gains(each).copy()
             tree._gains.pop(each)
@@ -199,7 +177,7 @@ def test_the_large_tree_holds_what_counts_and_chains_behind_it() -> None:
 
 def test_nothing_accepted_is_one_draft() -> None:
     none = np.zeros((5, DEPTH, BRANCHING), np.float32)
-    chances = RankChances(none, none, np.ones(5, np.bool_))
+    chances = RankChances(none, none, np.ones(5))
     for method in ("exact", "greedy", "sequoia"):
         assert find_shape(chances, Limits(4), method).nodes == ((0,),)
 
@@ -215,7 +193,7 @@ def test_the_best_root_branching_keeps_the_limits() -> None:
             if limits.allow(shape := TreeShape.root_branching(k, length))
         ]
         assert found in candidates
-        assert per_place(chances, found) == max(per_place(chances, s) for s in candidates)
+        assert chances.accepted(found) == max(chances.accepted(s) for s in candidates)
 
 
 def test_wrong_arguments_are_refused_in_words() -> None:
