@@ -162,6 +162,11 @@ def _check(
     ):
         if not low <= value <= high:
             raise ValueError(f"{name} must be a number from {low} to {high}; got {value}")
+    if scheme == "top_plus_one" and method not in (None, "greedy"):
+        raise ValueError(
+            f"--method {method} needs chances that do not depend on the number of candidates, as "
+            "--scheme without_replacement has them; for top_plus_one there is greedy"
+        )
     if not 0 < hold_out < 1:
         raise ValueError(f"--hold-out must lie between 0 and 1; got {hold_out:g}")
     return Limits(budget, cast(Cost, cost), paths)

@@ -21,7 +21,11 @@ NO_FILE = "FILE"
 def configuration(out: Path | None, scheme: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """What --additional-config takes."""
     return {
-        "specproof": {"shape": NO_FILE if out is None else str(out), "drafting": scheme, **options}
+        "specproof": {
+            "shape": NO_FILE if out is None else str(out.resolve()),
+            "drafting": scheme,
+            **options,
+        }
     }
 
 

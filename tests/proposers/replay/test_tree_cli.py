@@ -171,7 +171,7 @@ def test_the_table(path: Path, tmp_path: Path) -> None:
         (["--plot", "picture.txt"], "--plot must end in"),
         (
             ["--method", "exact", "--scheme", "top_plus_one"],
-            "--method exact needs chances that do not depend",
+            "for top_plus_one there is greedy",
         ),
     ],
 )
