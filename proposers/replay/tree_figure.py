@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -41,12 +42,12 @@ def node_reach(shape: TreeShape, chances: RankChances) -> dict[Node, float]:
 
 def _tree(axes: Any, shape: TreeShape, reach: dict[Node, float]) -> None:
     """Depth to the right, paths downwards; each chain of first children is a straight line."""
-    rows = _rows(shape)
+    rows, most = _rows(shape), max(max(reach.values()), 1e-9)
     for node, chance in reach.items():
         x, y = len(node), rows[node]
-        shade = _FAINT + (1 - _FAINT) * chance
+        shade = _FAINT + (1 - _FAINT) * math.sqrt(chance / most)
         axes.plot(
-            [x - 1, x], [rows[node[:-1]], y], color="black", alpha=shade, linewidth=1 + 2 * chance,
+            [x - 1, x], [rows[node[:-1]], y], color="black", alpha=shade, linewidth=1 + 2 * shade,
             solid_capstyle="round", zorder=1,
         )  # fmt: skip
         axes.scatter([x], [y], s=42, color=str(1 - shade), edgecolors="black", linewidths=0.5,
