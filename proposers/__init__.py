@@ -11,7 +11,10 @@ if TYPE_CHECKING:
     from proposers.aded import AdedDrafter
     from proposers.batch import Drafter, DraftRequests, Drafts, Followed, VerifiedRows
     from proposers.chooser import ChooserDrafter
+    from proposers.path_batch import PathDrafter, PathDrafts
+    from proposers.path_stand import StandPathDrafter
     from proposers.prompt_lookup import PromptLookupDrafter
+    from proposers.shape import TreeShape
     from proposers.stand import StandDrafter
     from proposers.suffix import SuffixDrafter
     from proposers.table import ENTRIES, StandTable
@@ -26,12 +29,16 @@ _HOME = {
     "Drafts": "batch",
     "Followed": "batch",
     "VerifiedRows": "batch",
+    "PathDrafter": "path_batch",
+    "PathDrafts": "path_batch",
     "PromptLookupDrafter": "prompt_lookup",
     "StandDrafter": "stand",
+    "StandPathDrafter": "path_stand",
     "SuffixDrafter": "suffix",
     "ENTRIES": "table",
     "StandTable": "table",
     "TokenRecyclingDrafter": "token_recycling",
+    "TreeShape": "shape",
     "TrigramTable": "trigrams",
 }
 
@@ -43,11 +50,15 @@ __all__ = [
     "Drafter",
     "Drafts",
     "Followed",
+    "PathDrafter",
+    "PathDrafts",
     "PromptLookupDrafter",
     "StandDrafter",
+    "StandPathDrafter",
     "StandTable",
     "SuffixDrafter",
     "TokenRecyclingDrafter",
+    "TreeShape",
     "TrigramTable",
     "VerifiedRows",
 ]

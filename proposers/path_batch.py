@@ -11,7 +11,9 @@ DRAFTING = ("iid", "without_replacement", "top_plus_one", "beam")
 ``iid``: whole chains, each token drawn from q. ``without_replacement``: c draws from q, each
 without those before it. ``top_plus_one``: the c - 1 most probable tokens of q, then one draw from q
 without them. ``beam``: as many nodes at every depth as there are paths, those with the greatest
-perturbed log-probabilities; the children of a node are draws without replacement.
+perturbed log-probabilities; the children of a node are draws without replacement, but how many
+there are depends on which the first ones are. Only rules that decide candidate by candidate are
+lossless for it: ``token``, ``match``, ``rrs_without_replacement``, not ``sparse_optimal``.
 """
 
 
@@ -25,7 +27,8 @@ class PathDrafts:
     tokens and laws are equal there, and so are the laws of the drafts that follow it. The one
     exception are candidates that nobody drew (temperature 0): each has its own point mass.
 
-    The paths come in draw order: depth first, the candidates of a node in the order of their draws.
+    The paths come in draw order: depth first, the candidates of a node in the order of their draws;
+    iid chains one after the other, even if they begin alike.
     How many paths there are, and how long, never depends on the values of drafts that they lack.
 
     Shapes: tokens (B, P, L) int32, -1 behind a path's end; lengths (B, P) int64, 0 for an absent
