@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from theory.traces import Trace
 
 LEAST_PROMPTS = 4
-MOST_BUDGET, MOST_PATHS = 256, 64
+MOST_BUDGET = 256
+MOST_PATHS = 16  # proposers.path_stand.MAX_CANDIDATES, which costs numba to import
 
 
 def tune_tree(
@@ -31,8 +32,8 @@ def tune_tree(
         str, typer.Option(help="nodes, or tokens: of the forward, leaf by leaf its depth + 1.")
     ] = "nodes",
     paths: Annotated[
-        int | None, typer.Option(help="Most leaves; each is a row of the forward.")
-    ] = None,
+        int, typer.Option(help="Most leaves; each is a row of the forward.")
+    ] = MOST_PATHS,
     depth: Annotated[int, typer.Option(help="Most drafted tokens on a path.")] = 8,
     branching: Annotated[int, typer.Option(help="Most candidates of one node.")] = 8,
     method: Annotated[
@@ -126,7 +127,7 @@ def tune_tree(
 def _check(
     budget: int,
     cost: str,
-    paths: int | None,
+    paths: int,
     depth: int,
     branching: int,
     method: str | None,
@@ -156,7 +157,7 @@ def _check(
     least = 1 if cost == "nodes" else 2
     for name, value, low, high in (
         ("--budget", budget, least, MOST_BUDGET),
-        ("--paths", 1 if paths is None else paths, 1, MOST_PATHS),
+        ("--paths", paths, 1, MOST_PATHS),
         ("--depth", depth, 1, 128),
         ("--branching", branching, 1, 16),
     ):

@@ -83,8 +83,7 @@ def show(
     console = Console(highlight=False)
     console.print(
         f"{about['method']} for {about['budget']} {about['cost']}"
-        + (f", at most {about['paths']} paths" if about["paths"] else "")
-        + f", {about['scheme']}, T = {held_out.sampling.temperature:g};\n"
+        f" and {about['paths']} paths, {about['scheme']}, T = {held_out.sampling.temperature:g};\n"
         f"searched on {training.prompts} prompts, judged on {held_out.prompts} others:"
     )
     table = Table(box=SIMPLE_HEAD, padding=(0, 0, 0, 1), pad_edge=False)

@@ -13,8 +13,9 @@ import typer
 from tuned_traces import noisy, recorded
 from typer.testing import CliRunner
 
+from proposers.path_stand import MAX_CANDIDATES
 from proposers.replay import make_drafter
-from proposers.replay.tree_cli import tune_tree
+from proposers.replay.tree_cli import MOST_PATHS, tune_tree
 from proposers.replay.tree_counts import rank_chances
 from proposers.replay.tree_figure import _rows, node_reach
 from proposers.replay.tree_report import difference, judge
@@ -121,6 +122,10 @@ def test_the_held_out_prompts_have_no_say(path: Path, tmp_path: Path) -> None:
     assert third["nodes"] != first["nodes"]
 
 
+def test_no_shape_has_more_paths_than_the_drafter_takes() -> None:
+    assert MOST_PATHS == MAX_CANDIDATES
+
+
 def test_limits_and_methods(path: Path) -> None:
     shapes = {}
     for words in (
@@ -154,7 +159,7 @@ def test_the_table(path: Path, tmp_path: Path) -> None:
     [
         (["--budget", "0"], "--budget must be a number from 1 to 256; got 0"),
         (["--budget", "1", "--cost", "tokens"], "--budget must be a number from 2 to 256; got 1"),
-        (["--paths", "0"], "--paths must be a number from 1 to 64; got 0"),
+        (["--paths", "0"], "--paths must be a number from 1 to 16; got 0"),
         (["--depth", "129"], "--depth must be a number from 1 to 128; got 129"),
         (["--branching", "17"], "--branching must be a number from 1 to 16; got 17"),
         (["--cost", "time"], "--cost must be one of nodes, tokens; got 'time'"),
