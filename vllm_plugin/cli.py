@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from proposers.replay.simulate_cli import simulate
+from proposers.replay.tree_cli import tune_tree
 from proposers.replay.tune_cli import tune
 from theory.bounds_cli import bounds, register_recorded
 from theory.stopping_cli import stopping
@@ -40,6 +41,7 @@ app.command()(stopping)
 app.command()(record)
 app.command()(simulate)
 app.command()(tune)
+app.command("tune-tree")(tune_tree)
 app.command(cls=AuditCommand)(audit)
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]

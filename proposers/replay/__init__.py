@@ -3,7 +3,8 @@
 :mod:`proposers.replay.profiling` walks a drafter along a trace, as the engine's adapter would have;
 :mod:`proposers.replay.scoring` turns what it offered there into expected steps, without sampling;
 :mod:`proposers.replay.paths` and :mod:`proposers.replay.path_scoring` do the same for several
-candidates. The equations are in docs/replay.md. Names are loaded on first use.
+candidates, :mod:`proposers.replay.tree_counts` and its neighbours for whole trees, and look for the
+best tree. The equations are in docs/replay.md. Names are loaded on first use.
 """
 
 from importlib import import_module
