@@ -212,7 +212,9 @@ def test_a_request_without_paths_emits_one_token_of_its_law() -> None:
         law_ids=np.zeros((1, 0, 1), np.int32), laws=np.zeros((1, 0, 1)),
         rows=np.zeros((1, 1), np.int64),
     )  # fmt: skip
-    made = [replace(none, index=i, first_row=i, rows=none.rows + i) for i in range(1000)]
+    made = [
+        replace(none, index=i, first_row=i, rows=none.rows + i, emitted=[]) for i in range(1000)
+    ]
     found = judge.verify_paths(made, logits).sampled_token_ids
     assert found.shape == (1000, 1)
     counts = np.bincount(found[:, 0].numpy(), minlength=V)
