@@ -172,10 +172,10 @@ class PathVerifier(Verifier):
             depth, paths = len(r.emitted), r.candidates()
             if not paths.shape[0]:
                 continue
-            tokens = r.tokens[paths, depth]
+            tokens = r.tokens[paths, depth].tolist()
             if distinct:
-                tokens = tokens[np.sort(np.unique(tokens, return_index=True)[1])]
-            candidates[b, : tokens.shape[0]] = tokens
+                tokens = list(dict.fromkeys(tokens))
+            candidates[b, : len(tokens)] = tokens
             width = r.laws.shape[2]
             law_ids[b, :width] = np.maximum(r.law_ids[paths[0], depth], 0)
             law[b, :width] = r.laws[paths[0], depth]
