@@ -1,5 +1,7 @@
 """How many candidates, how drawn, how judged: what goes together, and the sentence for what not."""
 
+import subprocess
+import sys
 from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
@@ -27,6 +29,8 @@ from vllm_plugin.path_settings import (
     chain_rule,
     resolve,
 )
+
+ROOT = Path(__file__).parents[2]
 
 
 def settings(proposer: str = "Stand", length: int = 4, **options: Any) -> PathSettings | None:
@@ -237,3 +241,18 @@ def test_scheduler_and_runner_hide_the_same_blocks() -> None:
     cache = SimpleNamespace(num_blocks=900, kv_cache_groups=[SimpleNamespace(kv_cache_spec=spec)])
     runner = SimpleNamespace(kv_cache_config=cache, vllm_config=config)
     assert found.hidden_blocks_of(runner) == expected
+
+
+IN_A_PROCESS = """
+import sys
+from vllm_plugin import guard, path_engine, path_settings
+from vllm_plugin.config import read_options
+options = read_options({"specproof": {"shape": sys.argv[1]}})
+assert path_settings.resolve("Stand", options, 3).paths == 3
+assert not {"numba", "llvmlite", "torch", "vllm"} & set(sys.modules)
+"""
+
+
+def test_reading_settings_loads_no_compiler(shape: str) -> None:
+    """The guard reads them in every vLLM process; a CPU worker fails once llvmlite is loaded."""
+    subprocess.run([sys.executable, "-c", IN_A_PROCESS, shape], check=True, cwd=ROOT)
