@@ -14,7 +14,13 @@ SCHEDULER = "vllm_plugin.path_scheduler.PathScheduler"
 
 
 def settings_of(vllm_config: Any) -> PathSettings | None:
-    """The settings of an engine whose arguments were :func:`prepared`; None for one candidate."""
+    """The settings of an engine whose arguments were :func:`prepared`; None for one candidate.
+
+    Raises
+    ------
+    ConfigurationError
+        If no draft length gives that many tokens a step.
+    """
     speculative = vllm_config.speculative_config
     options = read_options(vllm_config.additional_config)
     proposer = speculative.model.rpartition(".")[2]
@@ -25,7 +31,9 @@ def settings_of(vllm_config: Any) -> PathSettings | None:
             settings = resolve(proposer, options, depth)
         except ConfigurationError:
             continue  # a shape of another depth
-        if settings is not None and settings.tokens == speculative.num_speculative_tokens:
+        if settings is None:
+            return None  # a shape of one path
+        if settings.tokens == speculative.num_speculative_tokens:
             return settings
     raise ConfigurationError(
         f"{speculative.num_speculative_tokens} tokens a step are not what any draft length gives "
@@ -125,7 +133,7 @@ def cache_problem(kv_cache_config: Any) -> str | None:
             "set candidates to 1"
         )
     spec = groups[0].kv_cache_spec
-    if not isinstance(spec, FullAttentionSpec | SlidingWindowSpec):
+    if type(spec) not in (FullAttentionSpec, SlidingWindowSpec):  # their children: MLA, sinks
         return (
             f"several candidates need ordinary attention blocks, but this model's are "
             f"{type(spec).__name__}; set candidates to 1"

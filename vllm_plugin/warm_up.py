@@ -5,8 +5,12 @@ import torch
 
 from proposers import Drafter, DraftRequests, VerifiedRows
 from proposers.noise import request_key
+from proposers.path_batch import PathDrafts
 from proposers.path_stand import StandPathDrafter
+from vllm_plugin.backends import backend
 from vllm_plugin.keyed_sampler import keyed_choice
+from vllm_plugin.nodes import Nodes
+from vllm_plugin.path_drafts import PendingPaths
 from vllm_plugin.rules import Chains
 from vllm_plugin.rules_cpu import verify_token
 from vllm_plugin.top_entries import top_entries
@@ -34,7 +38,7 @@ def warm_up(drafter: Drafter) -> None:
             handles=np.zeros(1, np.int64),
         )
         if isinstance(drafter, StandPathDrafter):
-            drafter.draft_paths(requests)
+            _lay_out_and_judge(drafter.draft_paths(requests))
         else:
             drafter.draft(requests)
     drafter.finish(0)
@@ -45,3 +49,16 @@ def warm_up(drafter: Drafter) -> None:
     u = torch.zeros((1, 2), dtype=torch.float64)
     verify_token(torch.full((2, 128), 1 / 128), chains, u[:, :1], u[:, 1])
     keyed_choice(torch.full((128,), 1 / 128), request_key(0), 0)
+
+
+def _lay_out_and_judge(drafts: PathDrafts) -> None:
+    """What a step does with one request's paths, as far as it is compiled."""
+    paths = PendingPaths.of(
+        8, drafts.tokens[0], drafts.lengths[0], drafts.law_ids[0], drafts.laws[0], most=1
+    )
+    paths.flat(1)
+    paths.rows(1)
+    one = torch.ones((1, 1), dtype=torch.int64)
+    u = torch.zeros((1, 2), dtype=torch.float64)
+    node = Nodes(one[0] * 0, one, one, one.double())
+    backend("cpu").decide("kseq", torch.full((2, 128), 1 / 128), node, u[:, 1:], u[:, 0])

@@ -76,6 +76,30 @@ def test_what_a_request_emitted_beyond_its_answer_is_ignored(tmp_path: Path) -> 
     assert rows.starts.tolist() == [1, 1] and rows.after.tolist() == [1, 1]
 
 
+def test_of_several_paths_the_refused_rows_are_told_and_the_emitted_ones_once(
+    tmp_path: Path,
+) -> None:
+    """Paths 11 20 and 11 12 21: the second was followed, its last draft refused."""
+    log = RowLog(tmp_path / "log")
+    log.start(0, PROMPT)
+    log.start(1, OTHER)
+    places = np.arange(4)
+    stretches = [
+        Stretch(0, 3, ints(11, 20), places[:3], places[:3]),
+        Stretch(0, 3, ints(11, 12, 21), np.array([5, 6]), np.array([2, 3])),
+        Stretch.chain(1, 1, 7, ints()),
+    ]
+    log.step([0, 0, 1], stretches, laws(50, 51, 52, 53, 54, 55), [ints(11, 12, 13), ints(30)])
+    step(log, 0, 6, ints(14), ints(), laws(56))
+    reader = RowReader(tmp_path / "log")
+    rows = reader.take(PROMPT, [ints(11, 12, 13, 14)])
+    assert rows is not None
+    assert [rows.path(i).tolist() for i in range(len(rows))] == [[11, 20], [11, 12, 21]]
+    assert rows.ids[:, 0].tolist() == [52, 54]
+    assert rows.starts.tolist() == [0, 0] and rows.after.tolist() == [2, 2]
+    assert reader.take(OTHER, [ints(30)]) is not None
+
+
 def test_an_answer_that_no_request_gave_is_not_found(tmp_path: Path) -> None:
     written(tmp_path / "log")
     reader = RowReader(tmp_path / "log")

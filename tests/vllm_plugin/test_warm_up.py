@@ -11,12 +11,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from numba.core.dispatcher import Dispatcher
 
 import proposers
 import vllm_plugin
 from proposers import DraftRequests, VerifiedRows
+from proposers.path_stand import StandPathDrafter
+from vllm_plugin import nodes_cpu, path_drafts
 from vllm_plugin.config import Options
+from vllm_plugin.nodes import RULES, Nodes
 from vllm_plugin.warm_up import warm_up
 
 K = 4
@@ -97,8 +101,53 @@ print(json.dumps({"cold": cold} | {name: compiled_late(name) for name in NAMES})
 """
 
 
+def paths_compiled_late(*, warmed: bool) -> list[str]:
+    """The kernels that a first step of several paths would compile. In a process of its own."""
+
+    def signatures() -> dict[str, int]:
+        return {
+            f"{module.__name__}.{name}": len(value.signatures)
+            for module in (path_drafts, nodes_cpu)
+            for name, value in vars(module).items()
+            if isinstance(value, Dispatcher)
+        }
+
+    if warmed:
+        warm_up(
+            StandPathDrafter(drafter("Stand").table, draft_length=K, candidates=2, drafting="iid")
+        )
+    before = signatures()
+    tokens, lengths = np.array([[1, 2], [1, 3]], np.int32), np.array([2, 2])
+    shape = (2, 2, 1)
+    ids, laws = np.ones(shape, np.int32), np.ones(shape)
+    pending = path_drafts.PendingPaths.of(5, tokens, lengths, ids, laws, most=2)
+    for waiting in (pending, pending.limited(1), pending.left_over(np.array([1], np.int32), 1)):
+        assert waiting is not None
+        waiting.flat(9)
+        waiting.rows(4)
+    row = torch.zeros(3, dtype=torch.int64)
+    one = torch.ones((3, 1), dtype=torch.int64)
+    u = torch.rand((3, 2), dtype=torch.float64)
+    node = Nodes(row, one, one, one.double())
+    for rule in RULES:
+        nodes_cpu.decide(rule, torch.full((4, 50), 1 / 50), node, u[:, 1:], u[:, 0])
+    return [kernel for kernel, count in signatures().items() if count != before[kernel]]
+
+
 @pytest.mark.slow
-def test_nothing_is_left_to_compile() -> None:
+@pytest.mark.parametrize("warmed", [True, False])
+def test_nothing_of_several_paths_is_left_to_compile(warmed: bool) -> None:
+    script = f"""
+from tests.vllm_plugin.test_warm_up import paths_compiled_late
+print(paths_compiled_late(warmed={warmed}))
+"""
+    run = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert (run.stdout.splitlines()[-1] == "[]") is warmed
+
+
+@pytest.mark.slow
+def test_nothing_is_is_left_to_compile() -> None:
     names = [name for name in vllm_plugin.PROPOSERS if name not in ("Suffix", "PromptLookup")]
     names.insert(0, "Chooser")  # before its members are warmed up on their own
     run = subprocess.run(
