@@ -42,6 +42,7 @@ from vllm_plugin.server import model_folder
 _CONSOLE = Console(stderr=True, width=160)
 RIVALS = ("none", "ngram", "suffix")
 MILLISECONDS = ("layout", "copying", "verdict", "stock", "learn", "draft", "forward", "logits")
+MOST_ENUMERATED = 5  # candidates whose refusals theory follows one by one in reasonable time
 OURS = ("layout", "copying", "verdict")
 
 
@@ -216,7 +217,7 @@ def first_nodes(setting: Setting, nodes: Sequence[Sequence[tuple[Any, ...]]]) ->
     """Measured acceptance with its interval by question; expected and best, by rows met."""
     drafting = "without_replacement" if setting.drafting == "beam" else setting.drafting
     drafts = cast(optimum.Drafts, drafting)
-    expected, best = [], []
+    expected, best, untold = [], [], 0
     for one in nodes:
         for given, drawn, offered, _ in one:
             held, q = np.asarray(given), np.asarray(drawn)
@@ -224,18 +225,32 @@ def first_nodes(setting: Setting, nodes: Sequence[Sequence[tuple[Any, ...]]]) ->
             law = np.append(q, 0.0) / q.sum()
             p /= p.sum()
             k = setting.candidates if drafts == "iid" else offered
+            best.append(float(optimal_acceptance(p, law, k, drafts=drafts).value))
+            if setting.rule == "rrs_without_replacement" and k > MOST_ENUMERATED:
+                untold += 1
+                continue
             mass = accepted_mass(p, law, k, rule=cast(Rule, setting.rule), drafts=drafts)
             expected.append(float(mass.sum()))
-            best.append(float(optimal_acceptance(p, law, k, drafts=drafts).value))
     accepted = [sum(node[3] for node in one) for one in nodes]
     counts = [len(one) for one in nodes]
     return {
         "nodes": sum(counts),
         "measured": ratio_interval(accepted, counts).as_dict(),
-        "binomial": 1.96 * float(np.sqrt(np.mean([e * (1 - e) for e in expected]) / len(expected))),
-        "expected": float(np.mean(expected)),
+        # Over the verdicts alone, given the rows; None where too many refusals could be followed.
+        "binomial": None if untold else 1.96 * _deviation(expected),
+        "expected": None if untold else float(np.mean(expected)),
         "optimum": float(np.mean(best)),
     }
+
+
+def _deviation(chances: list[float]) -> float:
+    """The standard deviation of the mean of independent verdicts."""
+    each = np.array(chances)
+    return float(np.sqrt((each * (1 - each)).sum())) / len(chances)
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
 
 
 def shown(lines: Sequence[dict[str, Any]]) -> Table:
@@ -259,8 +274,8 @@ def shown(lines: Sequence[dict[str, Any]]) -> Table:
             f"{ms['step']:.1f}", f"{ms['forward']:.1f}", f"{ms['ours']:.2f}",
             f"{ms['copying']:.2f}",
             *(
-                (f"{node['measured']['value']:.3f}±{node['binomial']:.3f}",
-                 f"{node['expected']:.3f}", f"{node['optimum']:.3f}")
+                (f"{node['measured']['value']:.3f}±{_number(node['binomial'])}",
+                 _number(node["expected"]), _number(node["optimum"]))
                 if node else ("-", "-", "-")
             ),
         )  # fmt: skip
