@@ -75,7 +75,9 @@ class PathAdapter(V1Adapter):
         ids = self.runner.input_batch.req_ids
         self.rows.commit({ids[r.index]: emitted[r.index] for r in requests if not r.discarded})
         for r in requests:
-            if r.pending is not None:
+            # Nothing is kept behind a refusal, even if the token drawn instead is a draft (kseq):
+            # it would be kept only where its row is missing, which can depend on what follows it.
+            if r.pending is not None and r.accepted:
                 rest = r.pending.left_over(emitted[r.index], r.inputs)
                 if rest is not None:
                     self.left_over[ids[r.index]] = rest

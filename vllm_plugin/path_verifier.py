@@ -52,6 +52,7 @@ class PathRequest:
     emitted: list[int] = field(default_factory=list)
     alive: Any = None  # (P,) bool: the paths that begin with what was emitted
     going: bool = True
+    accepted: bool = True  # whether the last emitted token was, as a candidate
 
     def __post_init__(self) -> None:
         self.alive = np.ones(self.tokens.shape[0], np.bool_)
@@ -68,6 +69,7 @@ class PathRequest:
         """Emit a token and go on along the paths that hold it, if it was accepted."""
         depth = len(self.emitted)
         self.emitted.append(token)
+        self.accepted = accepted
         self.going = accepted and depth + 1 < self.rows.shape[1]
         if self.going:
             self.alive &= (self.lengths > depth) & (self.tokens[:, depth] == token)
