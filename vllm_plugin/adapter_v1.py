@@ -8,7 +8,6 @@ was reordered, the request preempted or the chain cut short in between. Several 
 
 from __future__ import annotations
 
-import functools
 import itertools
 from typing import Any
 
@@ -17,7 +16,7 @@ from torch import Tensor
 
 from proposers import Drafter, DraftRequests
 from proposers.noise import request_key
-from vllm_plugin import hooks, without_drafts
+from vllm_plugin import without_drafts
 from vllm_plugin.lessons import Ints, Laws, Stretch, laws_of, verified_rows
 from vllm_plugin.pending import NO_DRAFTS, Chain, PendingDraft, point_masses
 from vllm_plugin.row_log import RowLog
@@ -306,25 +305,3 @@ class V1Adapter:
             self.started.discard(request_id)
             self.pending.pop(request_id, None)
             self.left_over.pop(request_id, None)
-
-
-def install() -> None:
-    """Route the runner's sampling through its proposer's adapter, if it has one of ours."""
-    hooks.install(hooks.SAMPLE, _hooked)
-
-
-def adapter_of(runner: Any) -> V1Adapter | None:
-    """The adapter of a runner's proposer; None if that is not one of ours."""
-    adapter = getattr(getattr(runner, "drafter", None), "adapter", None)
-    return adapter if isinstance(adapter, V1Adapter) else None
-
-
-def _hooked(stock: Any) -> Any:
-    @functools.wraps(stock)
-    def _sample(self: Any, logits: Any, spec_decode_metadata: Any) -> Any:
-        adapter = adapter_of(self)
-        if adapter is None or logits is None:
-            return stock(self, logits, spec_decode_metadata)
-        return adapter.sample(self, logits, spec_decode_metadata, stock)
-
-    return _sample

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import numpy as np
@@ -10,8 +9,8 @@ from torch import Tensor
 
 from proposers import DraftRequests
 from proposers.path_batch import PathDrafter
-from vllm_plugin import hooks, metrics
-from vllm_plugin.adapter_v1 import V1Adapter, adapter_of
+from vllm_plugin import metrics
+from vllm_plugin.adapter_v1 import V1Adapter
 from vllm_plugin.lessons import Ints, Stretch
 from vllm_plugin.path_drafts import PendingPaths
 from vllm_plugin.path_rows import PathRows
@@ -75,8 +74,8 @@ class PathAdapter(V1Adapter):
         ids = self.runner.input_batch.req_ids
         self.rows.commit({ids[r.index]: emitted[r.index] for r in requests if not r.discarded})
         for r in requests:
-            # What lies behind a refused token is dropped wherever it lies behind one, evaluated or
-            # not: kept where the list was cut, it would be kept because of its tokens.
+            # Nothing is kept behind a refusal, even if the token drawn instead is a draft (kseq):
+            # it would be kept only where its row is missing, which can depend on what follows it.
             if r.pending is not None and r.accepted:
                 rest = r.pending.left_over(emitted[r.index], r.inputs)
                 if rest is not None:
@@ -174,60 +173,3 @@ class PathAdapter(V1Adapter):
         assert self.rows is not None
         self.rows.forget(request_ids)
         self.one_path.difference_update(request_ids)
-
-
-def install() -> None:
-    """Route the runner's layout and attention metadata through its proposer's paths."""
-    for hook, replacement in (
-        (hooks.PREPARE_INPUTS, _laid_out),
-        (hooks.ATTENTION_METADATA, _with_rows_at_hand),
-        (hooks.GROUP_METADATA, _expanded),
-    ):
-        hooks.install(hook, replacement)
-
-
-def _laid_out(stock: Any) -> Any:
-    @functools.wraps(stock)
-    def _prepare_inputs(self: Any, scheduler_output: Any, num_scheduled_tokens: Any) -> Any:
-        made = stock(self, scheduler_output, num_scheduled_tokens)
-        adapter = adapter_of(self)
-        if isinstance(adapter, PathAdapter):
-            adapter.prepare(self, scheduler_output, num_scheduled_tokens)
-        return made
-
-    return _prepare_inputs
-
-
-_at_hand: list[PathRows] = []  # of the runner whose attention metadata is being built
-
-
-def _with_rows_at_hand(stock: Any) -> Any:
-    @functools.wraps(stock)
-    def _build_attention_metadata(self: Any, *args: Any, **kwargs: Any) -> Any:
-        adapter = adapter_of(self)
-        rows = adapter.rows if isinstance(adapter, PathAdapter) else None
-        if rows is None or rows.plan is None or kwargs.get("for_cudagraph_capture"):
-            return stock(self, *args, **kwargs)
-        _at_hand.append(rows)
-        try:
-            return stock(self, *args, **kwargs)
-        finally:
-            _at_hand.pop()
-
-    return _build_attention_metadata
-
-
-def _expanded(stock: Any) -> Any:
-    @functools.wraps(stock)
-    def build_metadata(
-        self: Any,
-        common_attn_metadata: Any,
-        ubatch_idx: int = 0,
-        common_prefix_len: int = 0,
-        **kwargs: Any,
-    ) -> Any:
-        if _at_hand:
-            common_attn_metadata = _at_hand[-1].expanded(common_attn_metadata)
-        return stock(self, common_attn_metadata, ubatch_idx, common_prefix_len, **kwargs)
-
-    return build_metadata

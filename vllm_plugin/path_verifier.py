@@ -52,7 +52,7 @@ class PathRequest:
     emitted: list[int] = field(default_factory=list)
     alive: Any = None  # (P,) bool: the paths that begin with what was emitted
     going: bool = True
-    accepted: bool = False  # whether the last token emitted was
+    accepted: bool = False  # whether the last token emitted was, as a candidate
 
     def __post_init__(self) -> None:
         self.alive = np.ones(self.tokens.shape[0], np.bool_)

@@ -12,14 +12,14 @@ from proposers.replay.drafters import DRAFTERS
 from vllm_plugin import (
     hooks,
     let_through,
-    path_adapter,
     path_engine,
     path_settings,
     row_log,
+    runner_hooks,
     stopwatch,
     table_keeper,
 )
-from vllm_plugin.adapter_v1 import V1Adapter, install
+from vllm_plugin.adapter_v1 import V1Adapter
 from vllm_plugin.config import ConfigurationError, Options, read_options
 from vllm_plugin.path_adapter import PathAdapter
 from vllm_plugin.sparse_flow import MAX_SUPPORT
@@ -55,11 +55,10 @@ class Proposer:
         if self.paths is not None:
             assert isinstance(drafter, StandPathDrafter)
             self.adapter = PathAdapter(drafter, self.paths, **common)
-            path_adapter.install()
         else:
             rule = path_settings.chain_rule(self.options)
             self.adapter = V1Adapter(drafter, rule=rule, draft_length=self.draft_length, **common)
-        install()
+        runner_hooks.install(paths=self.paths is not None)
         let_through.install_in_runner()
         stopwatch.install_if_asked()
 

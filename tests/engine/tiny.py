@@ -1,11 +1,17 @@
-"""A random 2-layer Llama with a small vocabulary: enough to test laws, no language needed."""
+"""A random 2-layer model with a small vocabulary: enough to test laws, no language needed."""
 
 import string
 from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    PreTrainedTokenizerFast,
+)
 
 
 def build(
@@ -15,26 +21,33 @@ def build(
     seed: int = 0,
     sharpness: float = 3.0,
     tokenizer: bool = False,
+    heads: int = 2,
+    window: int | None = None,
 ) -> Path:
     """Write the model to ``folder``; ``sharpness`` scales the logits, so that laws are uneven.
 
-    With ``tokenizer``, ``PIECES`` and padding pieces are its vocabulary.
+    A Llama of ``heads`` query heads and half as many for keys and values; with ``window`` a Mistral
+    that sees so many tokens. With ``tokenizer``, ``PIECES`` and padding are its vocabulary.
     """
     torch.manual_seed(seed)
-    config = LlamaConfig(
+    kind, named = (LlamaConfig, LlamaForCausalLM), {}
+    if window is not None:
+        kind, named = (MistralConfig, MistralForCausalLM), {"sliding_window": window}
+    config = kind[0](
         vocab_size=vocabulary,
-        hidden_size=64,
-        intermediate_size=128,
+        hidden_size=32 * heads,
+        intermediate_size=64 * heads,
         num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
+        num_attention_heads=heads,
+        num_key_value_heads=heads // 2,
         max_position_embeddings=512,
         initializer_range=0.3,
         tie_word_embeddings=False,
         bos_token_id=1,
         eos_token_id=2,
+        **named,
     )
-    model = LlamaForCausalLM(config)
+    model = kind[1](config)
     with torch.no_grad():
         model.lm_head.weight.mul_(sharpness)
     model.save_pretrained(folder)
