@@ -248,7 +248,21 @@ class V1Adapter:
             discarded=discarded,
             chain=chain,
             pending=pending,
+            stepwise=self._can_ask_for_a_block(text_length),
         )
+
+    def _can_ask_for_a_block(self, text_length: int) -> bool:
+        """Whether some list of drafts would need a cache block that a shorter one does not.
+
+        For want of that block vLLM preempts the request and drops its list: a cut that looks at
+        the drafts it cuts, by their number. What is left of the list is judged and carried over
+        (:mod:`vllm_plugin.pending`), which is right for a rule that judges drafts one by one, but
+        not for one that weighs a draft by those behind it, as block does. So whether such a rule
+        may judge must depend on the place alone.
+        """
+        tables = self.runner.input_batch.block_table.block_tables
+        longest = text_length + self.draft_length
+        return any(-(-text_length // t.block_size) < -(-longest // t.block_size) for t in tables)
 
     def _admit(self, index: int) -> None:
         request_id = self.runner.input_batch.req_ids[index]

@@ -130,18 +130,18 @@ def cache_problem(kv_cache_config: Any) -> str | None:
     if len(groups) != 1:
         return (
             f"several candidates need one KV cache group, but this model has {len(groups)}; "
-            "set candidates to 1"
+            "use vllm_plugin.Stand with candidates 1"
         )
     spec = groups[0].kv_cache_spec
     if type(spec) not in (FullAttentionSpec, SlidingWindowSpec):  # their children: MLA, sinks
         return (
             f"several candidates need ordinary attention blocks, but this model's are "
-            f"{type(spec).__name__}; set candidates to 1"
+            f"{type(spec).__name__}; use vllm_plugin.Stand with candidates 1"
         )
     return None
 
 
 def _without(what: str) -> ConfigurationError:
     return ConfigurationError(
-        f"several candidates cannot be verified with {what}; leave it out or set candidates to 1"
+        f"several candidates cannot be verified with {what}; leave it out, or use vllm_plugin.Stand with candidates 1"
     )

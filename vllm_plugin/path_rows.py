@@ -65,7 +65,7 @@ class PathRows:
         """
         begin = paths.text_length - 1
         ends = [begin + int(paths.lengths[path]) for path in paths.sent[1:]]
-        return 1 + (self.scratch.reserve(request_id, ends, begin) if ends else 0)
+        return 1 + self.scratch.reserve(request_id, ends, begin)
 
     def prepare(
         self, scheduler_output: Any, scheduled: Ints, pending: dict[str, PendingPaths]

@@ -35,6 +35,8 @@ class Request:
 
     ``scheduled`` are the drafts that the engine evaluated, up to its first placeholder.
 
+    ``stepwise`` asks for a rule that judges each draft without a look at those behind it.
+
     ``key`` is 0 without a seed. ``discarded`` marks an unfinished prompt, whose token vLLM drops.
     """
 
@@ -46,6 +48,7 @@ class Request:
     discarded: bool
     chain: Chain
     pending: PendingDraft | None = None  # what the chain was made of
+    stepwise: bool = False
 
 
 class Verifier(RejectionSampler):
@@ -54,7 +57,9 @@ class Verifier(RejectionSampler):
     def __init__(self, runner: Any, rule: str) -> None:
         super().__init__(runner.sampler, runner.speculative_config, runner.device)
         self.runner = runner
-        self.rule = backend(runner.device).chains[rule]
+        chains = backend(runner.device).chains
+        self.rule = chains[rule]
+        self.stepwise = chains["token"] if rule == "block" else self.rule
         if not isinstance(self.sampler.topk_topp_sampler, KeyedTopKTopP):
             self.sampler.topk_topp_sampler = KeyedTopKTopP(self.sampler.topk_topp_sampler)
         holder = runner.input_batch.thinking_budget_state_holder
@@ -185,11 +190,14 @@ class Verifier(RejectionSampler):
             _place(emitted, chosen, tokens)
         if drawn:
             assert p is not None
-            chains = _chains(drawn, p.device)
-            steps = chains.tokens.shape[1]
-            u = torch.rand((len(drawn), steps + 1), dtype=torch.float64, device=p.device)
-            tokens = self.rule(p, chains, u[:, :steps], u[:, steps])
-            _place(emitted, drawn, tokens)
+            for rule, stepwise in ((self.rule, False), (self.stepwise, True)):
+                these = [r for r in drawn if r.stepwise == stepwise]
+                if not these:
+                    continue
+                chains = _chains(these, p.device)
+                steps = chains.tokens.shape[1]
+                u = torch.rand((len(these), steps + 1), dtype=torch.float64, device=p.device)
+                _place(emitted, these, rule(p, chains, u[:, :steps], u[:, steps]))
         return emitted
 
     def _choices(

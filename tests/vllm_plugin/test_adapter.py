@@ -4,14 +4,16 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from numpy.typing import NDArray
 
 from proposers import VerifiedRows
 from vllm_plugin.adapter_v1 import V1Adapter
+from vllm_plugin.backends import backend
 from vllm_plugin.lessons import laws_of
-from vllm_plugin.pending import NO_DRAFTS
-from vllm_plugin.verifier import Request
+from vllm_plugin.pending import NO_DRAFTS, Chain
+from vllm_plugin.verifier import Request, Verifier
 
 HELD = np.array([11, 12, 13], np.int32)
 
@@ -83,3 +85,41 @@ def test_a_drafter_that_does_not_ask_is_not_told_what_was_emitted() -> None:
     (rows,) = drafter.told
     assert rows.emitted.size == rows.temperatures.size == 0
     assert rows.ends.size == 5
+
+
+@pytest.mark.parametrize("sizes", [(16,), (32, 48), (128,)])
+def test_a_rule_that_looks_ahead_stays_away_from_block_borders(sizes: tuple[int, ...]) -> None:
+    """Where the number of blocks a list needs depends on its length, drafts are judged singly."""
+    adapter = V1Adapter(
+        Listener(False), rule="block", order=3, entries=2, draft_length=5, max_model_len=999
+    )
+    tables = [SimpleNamespace(block_size=size) for size in sizes]
+    adapter.runner = SimpleNamespace(
+        input_batch=SimpleNamespace(block_table=SimpleNamespace(block_tables=tables))
+    )
+    for text_length in range(1, 300):
+        # the cache holds all but the text's last token, which is an input with the drafts
+        needs = {tuple(-(-(text_length + drafts) // size) for size in sizes) for drafts in range(6)}
+        assert adapter._can_ask_for_a_block(text_length) == (len(needs) > 1)
+
+
+def test_requests_near_a_border_are_judged_by_the_token_rule() -> None:
+    """The two rules differ on these drafts: u keeps both under block, none under token."""
+    p = torch.tensor([[0.4, 0.6], [0.9, 0.1], [0.5, 0.5]])
+    tokens_ = tokens(0, 0)
+    chain = Chain(tokens_, np.array([[0, 1]] * 2, np.int32), np.full((2, 2), 0.5), has_bonus=True)
+    verifier = object.__new__(Verifier)
+    chains = backend("cpu").chains
+    verifier.__dict__ |= {
+        "rule": chains["block"], "stepwise": chains["token"], "_modules": {}, "runner": None,
+    }  # fmt: skip
+    sampling = SimpleNamespace(all_greedy=False, all_random=True)
+    found = []
+    for stepwise in (False, True):
+        request = Request(0, 4, 0, tokens_, 0, False, chain, stepwise=stepwise)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(
+                torch, "rand", lambda shape, **kind: torch.tensor([[0.9, 0.3, 0.2]], **kind)
+            )
+            found.append(verifier._emit([request], None, p.log(), sampling, 3)[0].tolist())
+    assert found == [[0, 0, 0], [1, -1, -1]]

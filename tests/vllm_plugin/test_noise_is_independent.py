@@ -41,7 +41,9 @@ def verification_noise() -> tuple[torch.Tensor, torch.Tensor]:
         "width": STEPS + 1,
     }
     names = list(inspect.signature(Verifier._emit).parameters)[1:]
-    Verifier._emit(SimpleNamespace(rule=rule), **{name: given[name] for name in names})
+    Verifier._emit(
+        SimpleNamespace(rule=rule, stepwise=rule), **{name: given[name] for name in names}
+    )
     return seen[0]
 
 

@@ -98,7 +98,7 @@ def test_arguments_that_do_not_go_with_several(name: str, value: Any) -> None:
         pass
     text = str(refused.value)
     assert f"--{name.replace('_', '-')}" in text
-    assert text.endswith("leave it out or set candidates to 1")
+    assert text.endswith("leave it out, or use vllm_plugin.Stand with candidates 1")
     assert arguments == Arguments(**{name: value})
 
 
@@ -180,7 +180,7 @@ def test_models_that_cannot_be_served(fact: str, words: str) -> None:
     assert hasattr(ModelConfig, fact)
     with pytest.raises(ConfigurationError, match=words) as refused:
         refuse_model(config(**{fact: True}))
-    assert str(refused.value).endswith("leave it out or set candidates to 1")
+    assert str(refused.value).endswith("leave it out, or use vllm_plugin.Stand with candidates 1")
 
 
 @pytest.mark.parametrize("hybrid_off", [None, False])
@@ -229,7 +229,7 @@ def test_caches_of_one_ordinary_group_are_served() -> None:
 
 def test_other_caches_are_refused() -> None:
     full = a_spec(FullAttentionSpec)
-    assert "has 2; set candidates to 1" in str(cache_problem(cache(full, full)))
+    assert "has 2; use vllm_plugin.Stand with candidates 1" in str(cache_problem(cache(full, full)))
     assert "has 0" in str(cache_problem(cache()))
     for spec in (
         MambaSpec(block_size=16, shapes=((1,),), dtypes=(torch.float32,)),
@@ -238,7 +238,7 @@ def test_other_caches_are_refused() -> None:
     ):
         text = cache_problem(cache(spec))
         assert text is not None
-        assert f"are {type(spec).__name__}; set candidates to 1" in text
+        assert f"are {type(spec).__name__}; use vllm_plugin.Stand with candidates 1" in text
 
 
 @pytest.fixture
