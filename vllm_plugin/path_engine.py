@@ -143,5 +143,6 @@ def cache_problem(kv_cache_config: Any) -> str | None:
 
 def _without(what: str) -> ConfigurationError:
     return ConfigurationError(
-        f"several candidates cannot be verified with {what}; leave it out, or use vllm_plugin.Stand with candidates 1"
+        f"several candidates cannot be verified with {what}; leave it out, or use "
+        "vllm_plugin.Stand with candidates 1"
     )
