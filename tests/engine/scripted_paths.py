@@ -169,22 +169,6 @@ def break_part(worker: Any, part: str) -> None:
         raise ValueError(part)
 
 
-def offer_evaluated_only(worker: Any, mistaken: bool) -> None:
-    """The mistake of ALGORITHMS.md 5, traps 1 and 4: drafts that were cut off are not judged."""
-    from vllm_plugin.path_verifier import PathRequest
-
-    if not mistaken:
-        PathRequest.candidates = PathRequest.right
-        return
-    right = PathRequest.right = PathRequest.candidates
-
-    def candidates(self: Any) -> Any:
-        paths = right(self)
-        return paths[self.rows[paths, len(self.emitted) + 1] >= 0]
-
-    PathRequest.candidates = candidates
-
-
 def repair(worker: Any) -> None:
     """Undo :func:`break_part`."""
     rows = adapter_of(worker).rows
