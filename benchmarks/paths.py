@@ -34,6 +34,7 @@ from theory.accepted_mass import accepted_mass
 from theory.cluster_ratio import ratio_interval
 from theory.optimum import optimal_acceptance
 from vllm_plugin import spec_bench
+from vllm_plugin.local_engine import answers, local_engine
 from vllm_plugin.models import ModelError
 from vllm_plugin.path_settings import DRAFTING_OF, RULE_OF
 from vllm_plugin.provenance import provenance
@@ -134,46 +135,35 @@ def settings(options: argparse.Namespace) -> list[Setting]:
 
 def run(setting: Setting, options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Block efficiency, times and first nodes of one setting, on an engine of its own."""
-    from vllm import LLM, SamplingParams
-
     speculative, additional = setting.speculation()
     if "specproof" in additional:
         additional["specproof"] |= options.options
-    llm = LLM(
-        str(folder),
+    questions = spec_bench.arrange(spec_bench.read(options.dataset), options.seed)
+    sampling = {
+        "samples": options.samples,
+        "temperature": options.temperature,
+        "max_tokens": options.max_tokens,
+    }
+    steps, nodes = [], []
+    with local_engine(
+        folder,
+        speculative_config=speculative,
+        additional_config=additional,
         dtype=options.dtype,
         max_model_len=2048,
         max_num_seqs=options.samples,
         block_size=options.block_size,
-        enforce_eager=True,
         seed=options.seed,
-        disable_log_stats=False,
-        speculative_config=speculative,
-        additional_config=additional,
-    )
-    sampling = SamplingParams(
-        n=options.samples, temperature=options.temperature, max_tokens=options.max_tokens
-    )
-    try:
+    ) as llm:
         llm.collective_rpc(path_probe.install)
-        questions = spec_bench.arrange(spec_bench.read(options.dataset), options.seed)
-        warm_up, asked = questions[-1], questions[: options.limit]
-        llm.chat([_chat(warm_up)], sampling, use_tqdm=False)
+        answers(llm, questions[-1].turns[0], **sampling)  # a warm-up
         llm.collective_rpc(path_probe.forget)
-        steps, nodes, texts = [], [], []
-        for question in asked:
-            answers = llm.chat([_chat(question)], sampling, use_tqdm=False)[0].outputs
-            texts.append([len(answer.token_ids) for answer in answers])
+        for question in questions[: options.limit]:
+            answers(llm, question.turns[0], **sampling)
             one = llm.collective_rpc(path_probe.collect)[0]
             steps.append(one[0])
             nodes.append(one[1])
-    finally:
-        llm.llm_engine.engine_core.shutdown()
     return summary(setting, options.samples, steps, nodes)
-
-
-def _chat(question: Any) -> list[dict[str, str]]:
-    return [{"role": "user", "content": question.turns[0]}]
 
 
 def summary(
