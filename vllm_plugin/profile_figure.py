@@ -35,7 +35,7 @@ def draw(
     n = np.arange(1, most + 1)
     axes.plot(n, 1000 * times.seconds(n), color="black", linewidth=1, label="T(n)")
     # Pauses lie far above: they are in the data, but need no room.
-    axes.set_ylim(0, 1.5e3 * max([point.high for point in shown] + [float(times.seconds(most))]))
+    axes.set_ylim(0, 1.2e3 * max([point.high for point in shown] + [float(times.seconds(most))]))
     axes.set(xlabel="tokens in the step", ylabel="milliseconds", title=f"decode steps of {model}")
     axes.legend(fontsize="small")
     save_picture(figure, path)
