@@ -17,6 +17,7 @@ from proposers.replay.tune_cli import tune
 from theory.bounds_cli import bounds, register_recorded
 from theory.stopping_cli import stopping
 from vllm_plugin.audit_cli import AuditCommand, audit
+from vllm_plugin.profile_cli import profile
 from vllm_plugin.record_cli import record
 
 app = typer.Typer(
@@ -43,6 +44,7 @@ app.command()(simulate)
 app.command()(tune)
 app.command("tune-tree")(tune_tree)
 app.command(cls=AuditCommand)(audit)
+app.command()(profile)
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 

@@ -176,12 +176,14 @@ def _hooks() -> list[Check]:
     if hooks.vllm_version() is None:
         return [Check("hooks", "problem", "not checked, since vLLM is not installed")]
     checks = []
-    for hook in (*hooks.SPECULATION, *hooks.TABLES, hooks.EXPAND):
+    for hook in (*hooks.SPECULATION, *hooks.TABLES, *hooks.STEPS, hooks.EXPAND):
         wrong = hooks.problem(hook)
         if wrong is None:
             checks.append(Check("hook", "ok", hook.target))
         elif hook in hooks.TABLES:
             checks.append(Check("hook", "warning", wrong, "the option table_path is refused"))
+        elif hook in hooks.STEPS:
+            checks.append(Check("hook", "warning", wrong, "steps cannot be timed"))
         elif hook is hooks.EXPAND:
             checks.append(Check("hook", "warning", wrong, "the CPU repair is not applied"))
         else:

@@ -164,6 +164,23 @@ PATHS = (  # needed for several paths only
     PREPARE_INPUTS, ATTENTION_METADATA, GROUP_METADATA, DRAFT_STATISTICS, NEW_DRAFTS,
 )  # fmt: skip
 TABLES = (RUNNER_SHUTDOWN, ENGINE_SHUTDOWN, ENGINE_GRACE)  # needed for table_path only
+EXECUTE_MODEL = Hook(
+    "vllm.v1.worker.gpu_model_runner:GPUModelRunner.execute_model",
+    ("self", "scheduler_output", "intermediate_tensors"),
+    "a step begins: its tokens and requests are known, and its time starts to run",
+    "none known",
+    "vLLM tells proposers what a step held and how long it took",
+    replaced=True,
+)
+SAMPLE_TOKENS = Hook(
+    "vllm.v1.worker.gpu_model_runner:GPUModelRunner.sample_tokens",
+    ("self", "grammar_output"),
+    "a step ends: its tokens are sampled and the next drafts proposed",
+    "none known",
+    "as EXECUTE_MODEL",
+    replaced=True,
+)
+STEPS = (EXECUTE_MODEL, SAMPLE_TOKENS)  # needed to time steps only
 RELIED_ON = (
     Hook(
         "vllm.v1.spec_decode.custom_class_proposer:create_custom_proposer",

@@ -58,6 +58,18 @@ def machine() -> dict[str, Any]:
     }
 
 
+def hardware(device: Any = None) -> str:
+    """What computes, in one line: a device of torch's by its name, or else the processor.
+
+    All cores count, not those that a process may use: an engine binds itself to some.
+    """
+    if getattr(device, "type", "cpu") == "cuda":
+        import torch
+
+        return str(torch.cuda.get_device_name(device))
+    return f"{_cpu_model()}, {os.cpu_count()} cores"
+
+
 def _git(*words: str) -> str | None:
     try:
         done = subprocess.run(

@@ -1,5 +1,6 @@
 """Requests of every kind: answered as stock vLLM answers, reproducible by seed, nothing leaks."""
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,8 @@ from typing import Any
 import pytest
 
 from tests.engine import tiny
-from tests.engine.engines import STAND, adapter_sizes, engine
+from tests.engine.engines import STAND, adapter_sizes, counters, engine
+from vllm_plugin.step_clock import StepClock
 
 LIMIT = 128
 PROMPT = [5, 6, 7, 8, 5, 6, 7, 8, 5, 6]
@@ -155,3 +157,49 @@ def test_nothing_is_left_of_cancelled_and_finished_requests(llm: Any) -> None:
     assert sizes["started"] <= 1
     assert sizes["noise_keys"] <= 1
     assert sizes["pending"] <= 1
+
+
+def test_a_step_clock_sees_every_step_and_every_draft(llm: Any) -> None:
+    """Its tokens are the requests' last ones and what vLLM counts as drafted; its time fits in."""
+    asked = parameters(temperature=0.0, max_tokens=50)
+    prompts = [PROMPT, *others(2)]
+    generate(llm, prompts, asked)  # so that there are drafts from the first step on
+    llm.collective_rpc(_start_clock)
+    before, began = counters(llm), time.perf_counter()
+    texts = tokens(generate(llm, prompts, asked))
+    seconds, after = time.perf_counter() - began, counters(llm)
+    (steps,) = llm.collective_rpc(_stop_clock)
+    drafted = after["num_draft_tokens"] - before["num_draft_tokens"]
+    accepted = after["num_accepted_tokens"] - before["num_accepted_tokens"]
+    prompt, emitted = sum(map(len, prompts)), sum(map(len, texts))
+    last_ones = emitted - accepted - len(texts)  # a prompt's step emits without a last token
+    assert sum(n for n, _, _, _ in steps) == prompt + last_ones + drafted
+    assert sum(requests for _, requests, _, _ in steps) == emitted - accepted
+    decoding = [step for step in steps if step[2]]
+    assert 1 <= len(steps) - len(decoding) <= len(prompts)  # a step for each prompt at most
+    assert sum(n - requests for n, requests, _, _ in decoding) > 50
+    assert all(0 < one < seconds for _, _, _, one in steps)
+    assert 0.1 * seconds < sum(one for _, _, _, one in steps) < seconds
+    generate(llm, prompts, asked)
+    assert llm.collective_rpc(_clock_is_gone) == [True]
+
+
+def _runner(worker: Any) -> Any:
+    return getattr(worker, "worker", worker).model_runner
+
+
+def _start_clock(worker: Any) -> None:
+    runner = _runner(worker)
+    runner.seen_steps = []
+    StepClock.install(runner, lambda *step: runner.seen_steps.append(step))
+
+
+def _stop_clock(worker: Any) -> list[Any]:
+    runner = _runner(worker)
+    del runner.specproof_step_clock
+    steps, runner.seen_steps = runner.seen_steps, []
+    return steps
+
+
+def _clock_is_gone(worker: Any) -> bool:
+    return _runner(worker).seen_steps == []

@@ -62,7 +62,9 @@ def test_here_it_would_speculate_and_so_says_the_guard() -> None:
     assert report.speculates
     assert guard.check("org/name", OURS, None) is True
     listed = {one.found for one in report.checks if one.name == "hook"}
-    assert listed == {hook.target for hook in (*hooks.SPECULATION, *hooks.TABLES, hooks.EXPAND)}
+    assert listed == {
+        hook.target for hook in (*hooks.SPECULATION, *hooks.TABLES, *hooks.STEPS, hooks.EXPAND)
+    }
 
 
 def test_it_reads_the_fault_that_running_the_kernel_shows() -> None:
