@@ -146,8 +146,15 @@ class PathRows:
         starts = torch.from_numpy(np.concatenate([[0], np.cumsum(plan.lengths)]).astype(np.int32))
         ends = torch.from_numpy(plan.ends)
         table = metadata.block_table_tensor[owners]  # a copy
-        for row, column, blocks in plan.scratch:
-            table[row, column : column + len(blocks)] = torch.tensor(blocks, dtype=table.dtype)
+        places = np.array(
+            [
+                (row, first + x, b)
+                for row, first, blocks in plan.scratch
+                for x, b in enumerate(blocks)
+            ]
+        )
+        rows, columns, blocks = torch.from_numpy(places.T).to(device)
+        table[rows, columns] = blocks.to(table.dtype)
         of_rows = {
             name: value[owners.to(value.device)]
             for name in ("is_prefilling", "rswa_prefix_lens")
