@@ -176,6 +176,7 @@ class PathRows:
 
     def commit(self, emitted: dict[str, Ints]) -> None:
         """Bring the accepted tokens of each request's winner into the request's own blocks."""
+        self.plan = None  # it was of this step
         moves: list[Move] = []
         for request_id, laid in self.laid.items():
             tokens = emitted.get(request_id)
