@@ -1,0 +1,1 @@
+"""How many drafted tokens to verify: acceptance prediction, step times, and policies."""
