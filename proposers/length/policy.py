@@ -38,8 +38,9 @@ class Candidates:
     """The chains of one step, and what limits them.
 
     ``acceptance[b, i]`` estimates P(draft i of request b is accepted | those before it were), nan
-    where nothing was drafted; ``caps`` are each request's own limits (0: no speculation), ``budget``
-    the drafts that fit into the step; ``others`` are tokens in the step besides one for each
+    where nothing was drafted; ``caps`` are each request's own limits (0: no speculation), known before
+    anything was drafted and not the lengths of the chains, which tell of their tokens; ``budget``
+    are the drafts that fit into the step; ``others`` are tokens in the step besides one for each
     request (prefills). ``features`` may be None for policies that do not read them.
 
     Shapes: handles, caps (B,) int64; acceptance (B, K) float64; features (B, K, F) float32.

@@ -34,7 +34,7 @@ import numpy as np
 from numba import njit
 
 from proposers.batch import Longs
-from proposers.length.policy import Candidates, Outcome, StepTimes, drafted_lengths
+from proposers.length.policy import Candidates, Outcome, StepTimes
 
 _BUCKETS = 16
 _PRIOR_TOKENS = 8.0
@@ -77,7 +77,8 @@ def choose(
     """Take tokens in decreasing survival while they pay; ``lengths`` are written.
 
     ``times[n]`` are the seconds of a step with n drafts, as many as may be verified; ``token`` the
-    seconds that a token is worth, 1/lambda; ``discard`` the price of a discarded one.
+    seconds that a token is worth, 1/lambda; ``discard`` the price of a discarded one. Where a chain
+    ends is not known before its last token is: no guess may use it.
     """
     batch, most = acceptance.shape
     survival, chances = np.zeros(batch), np.zeros(batch)
@@ -85,7 +86,7 @@ def choose(
     for b in range(batch):
         lengths[b] = 0
         left[b] = min(caps[b], most)
-        if left[b] > 0:
+        if left[b] > 0 and acceptance[b, 0] > 0:  # nan: nothing was drafted
             survival[b] = chances[b] = acceptance[b, 0]
     n = 0
     while batch and n + 1 < times.shape[0]:
@@ -103,7 +104,7 @@ def choose(
         lengths[b] += 1
         left[b] -= 1
         survival[b] = 0.0
-        if left[b] > 0:
+        if left[b] > 0 and acceptance[b, lengths[b]] > 0:
             chances[b] = acceptance[b, lengths[b]]
             survival[b] = s * chances[b]
     return n
@@ -177,7 +178,7 @@ class Threshold:
     def lengths(self, step: Candidates) -> Longs:
         """The tokens that pay, in decreasing survival."""
         found = np.zeros(len(step), np.int64)
-        caps = drafted_lengths(step)
+        caps = np.clip(step.caps, 0, step.acceptance.shape[1])  # not where chains end
         most = int(min(caps.sum(), step.budget))
         if most > 0:
             plain = len(step) + step.others

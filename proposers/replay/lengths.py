@@ -114,7 +114,7 @@ def simulate_lengths(
         spent = overhead if ahead else 0.0
         if ahead:
             features = courses.drawn[at, :ahead]
-            caps = np.minimum(courses.drafted[at], ahead)
+            caps = np.full(at.size, ahead)
             acceptance = predictor.predict(features)
             lengths = policy.lengths(Candidates(handles, acceptance, caps, features))
         left = ends[answers] - at
