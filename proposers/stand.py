@@ -134,7 +134,13 @@ def _draft(
             if n == 0:
                 break
             write_features(
-                features[b, i], matched, table.counts[slot], law[:known], laws[b, i], n, i,
+                features[b, i],
+                matched,
+                table.counts[slot],
+                law[:known],
+                laws[b, i],
+                n,
+                i,
                 temperatures[b],
             )
             if given.shape[0]:

@@ -76,7 +76,7 @@ class NeverSlower:
         self._look_cost = 0.0
         self._trial_cost: float | None = None
         self._paid = 0.0
-        self._forget()
+        self._steps, self._mean, self._variance = 0, 0.0, 0.0
 
     @property
     def on(self) -> bool:
@@ -165,10 +165,7 @@ class NeverSlower:
         self._mean += weight * off
         self._variance = (1 - weight) * (self._variance + weight * off * off)
         known = min(self._steps, self.memory)
-        if (
-            self._steps >= self.memory
-            and self._mean + math.sqrt(self._variance / known) < 0
-        ):
+        if self._steps >= self.memory and self._mean + math.sqrt(self._variance / known) < 0:
             self._off("slower")
 
     def _off(self, reason: str) -> None:

@@ -38,10 +38,10 @@ class Candidates:
     """The chains of one step, and what limits them.
 
     ``acceptance[b, i]`` estimates P(draft i of request b is accepted | those before it were), nan
-    where nothing was drafted; ``caps`` are each request's own limits (0: no speculation), known before
-    anything was drafted and not the lengths of the chains, which tell of their tokens; ``budget``
-    are the drafts that fit into the step; ``others`` are tokens in the step besides one for each
-    request (prefills). ``features`` may be None for policies that do not read them.
+    where nothing was drafted; ``caps`` are each request's own limits (0: no speculation), known
+    before anything was drafted: never the lengths of the chains, which tell of their tokens.
+    ``budget`` are the drafts that fit into the step; ``others`` are tokens in the step besides one
+    for each request (prefills). ``features`` may be None for policies that do not read them.
 
     Shapes: handles, caps (B,) int64; acceptance (B, K) float64; features (B, K, F) float32.
     """
@@ -76,7 +76,7 @@ class Outcome:
     @property
     def emitted(self) -> int:
         """Tokens that became text."""
-        return int(self.accepted.sum()) + self.handles.shape[0]
+        return int(self.accepted.sum()) + int(self.handles.shape[0])
 
 
 class StepTimes(Protocol):
@@ -114,7 +114,7 @@ def drafted_lengths(step: Candidates) -> Longs:
     """How many drafts of each request there are within its cap, (B,) int64."""
     missing = np.isnan(step.acceptance)
     lengths = np.where(missing.any(axis=1), missing.argmax(axis=1), missing.shape[1])
-    return np.minimum(lengths, np.maximum(step.caps, 0)).astype(np.int64)
+    return np.asarray(np.minimum(lengths, np.maximum(step.caps, 0)), np.int64)
 
 
 @njit(cache=True, nogil=True)

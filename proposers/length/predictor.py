@@ -137,9 +137,7 @@ class AcceptancePredictor:
     def predict(self, features: Floats) -> Doubles:
         """P(accepted | all before it were), shape (B, K), of features (B, K, F); nan stays nan."""
         if features.ndim != 3 or features.shape[2] != len(NAMES):
-            raise ValueError(
-                f"features must have shape (B, K, {len(NAMES)}); got {features.shape}"
-            )
+            raise ValueError(f"features must have shape (B, K, {len(NAMES)}); got {features.shape}")
         out = np.full(features.shape[:2], np.nan)
         _predict(features, self.weights, self.errors, self.counts, self.shrinkage, out)
         return out

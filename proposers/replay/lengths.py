@@ -136,7 +136,8 @@ def simulate_lengths(
             handles[slot], answers[slot] = next(waiting)
             at[slot] = first[answers[slot]]
     counts = sums[:, :4].round().astype(np.int64)
-    return LengthScore(*counts.T, sums[:, 4])
+    tokens, steps, drafted, kept = counts.T
+    return LengthScore(tokens, steps, drafted, kept, sums[:, 4])
 
 
 DESIGN_TIMES = GivenTimes(

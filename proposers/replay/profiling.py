@@ -152,7 +152,7 @@ def walk_groups(
     *,
     advance: Callable[[int], None] = lambda tokens: None,
 ) -> None:
-    """:func:`walk` for any groups: the drafter of each, and the answers that decode side by side."""
+    """:func:`walk` for any groups: a drafter, and the answers that decode side by side."""
     laws = np.exp(trace.log_masses)
     handle = 0
     for drafter, group in groups:

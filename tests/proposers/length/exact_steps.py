@@ -45,10 +45,10 @@ class Request:
             residual = np.maximum(p - q, 0.0)
             if kept < 1:
                 for y, mass in enumerate(residual / residual.sum()):
-                    self._complete(x[:i] + (y,), reached * (1 - kept) * mass, len(x) + 1, found)
+                    self._complete((*x[:i], y), reached * (1 - kept) * mass, len(x) + 1, found)
             reached *= kept
         for y, mass in enumerate(self.p[x[:length]]):
-            self._complete(x[:length] + (y,), reached * mass, len(x) + 1, found)
+            self._complete((*x[:length], y), reached * mass, len(x) + 1, found)
         return found
 
     def _complete(
@@ -84,9 +84,7 @@ def joint_law(
         mass = np.prod([r.drafted(x) for r, x in zip(requests, xs, strict=True)])
         seen = np.array([r.acceptance(x) for r, x in zip(requests, xs, strict=True)])
         lengths = choose(seen, xs)
-        laws = [
-            r.emitted(x, int(n)).items() for r, x, n in zip(requests, xs, lengths, strict=True)
-        ]
+        laws = [r.emitted(x, int(n)).items() for r, x, n in zip(requests, xs, lengths, strict=True)]
         for parts in itertools.product(*laws):
             texts = tuple(text for text, _ in parts)
             chance = mass * np.prod([part for _, part in parts])
@@ -109,7 +107,9 @@ def target_law(
     }
 
 
-def distance(a: dict[tuple[tuple[int, ...], ...], float], b: dict[tuple[tuple[int, ...], ...], float]) -> float:  # noqa: E501
+def distance(
+    a: dict[tuple[tuple[int, ...], ...], float], b: dict[tuple[tuple[int, ...], ...], float]
+) -> float:
     """Total variation."""
     return 0.5 * sum(abs(a.get(key, 0.0) - b.get(key, 0.0)) for key in a.keys() | b.keys())
 

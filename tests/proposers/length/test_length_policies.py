@@ -84,7 +84,7 @@ def test_a_learned_rate_gets_there_too() -> None:
 def test_with_constant_costs_it_is_specdecpp(
     profile: list[float], discard: float, verify: float
 ) -> None:
-    """c1 for a discarded token, c2 for a forward: theory.stopping's optimum, and its threshold h."""
+    """c1 for a discarded token, c2 for a forward: theory.stopping's optimum, and its h."""
     falling = sorted(profile, reverse=True)
     best = solve(profile_problem(falling, verify_cost=verify, discard_cost=discard))
     constant = GivenTimes([1, 2], [verify, verify])
