@@ -71,8 +71,8 @@ def design(features: Any, out: Any) -> Any:
 
 # benchmarks/acceptance.py --print-weights on 20,753 tokens that SmolLM2-135M gave on Spec-Bench
 # (120 answers to 30 questions at T = 0.7, 96 to 24 at T = 1; STAND of order 6, decay 0.5), one
-# answer after the other and 16 side by side, and the same places at T = 0. Fitted on half of the prompts
-# it has a calibration error of .020 to .057 on the other half, .012 to .030 once it learns online.
+# answer after the other and 16 side by side, and the same places at T = 0. Fitted on half of the
+# prompts it has a calibration error of .019 to .057 on the other half, .012 to .030 once it learns.
 WEIGHTS = np.array(
     [
         *(-0.833, -0.1, 0.115, 0.122, 0.239, 0.843),  # matched orders 1..6

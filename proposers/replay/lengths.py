@@ -138,10 +138,3 @@ def simulate_lengths(
     counts = sums[:, :4].round().astype(np.int64)
     tokens, steps, drafted, kept = counts.T
     return LengthScore(tokens, steps, drafted, kept, sums[:, 4])
-
-
-DESIGN_TIMES = GivenTimes(
-    [1, 4, 5, 10, 20, 40, 80, 144],
-    [0.013, 0.015, 0.016, 0.0185, 0.0235, 0.035, 0.053, 0.083],
-)
-"""Decode steps of SmolLM2-135M on two CPU cores, 1 to 4 requests (DESIGN.md's table)."""

@@ -5,7 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from proposers import ENTRIES, StandDrafter, StandTable, VerifiedRows
+from proposers import (
+    ENTRIES,
+    ChooserDrafter,
+    PromptLookupDrafter,
+    StandDrafter,
+    StandTable,
+    VerifiedRows,
+)
 from proposers.length.features import (
     COUNT,
     DEPTH,
@@ -90,3 +97,18 @@ def test_without_a_table_only_the_depth_is_known() -> None:
     assert np.isnan(shown[0, 2]).all() and np.isnan(shown[1]).all()
     assert shown[0, :2, DEPTH].tolist() == [0, 1]
     assert (shown[0, :2, MATCHED] == 0).all() and (shown[0, :2, TOP] == 1).all()
+
+
+def test_the_chooser_shows_what_its_drawing_member_shows() -> None:
+    drafter = StandDrafter(taught(7), draft_length=K, seed=3)
+    chooser = ChooserDrafter(
+        {"stand": drafter, "prompt_lookup": PromptLookupDrafter(draft_length=K)}, draft_length=K
+    )
+    # The second text repeats itself, so that look-up drafts for it; the first does not.
+    asked = requests([[1, 2, 3], [4, 5, 6, 7, 4, 5, 6, 7, 4, 5]], [K] * 2)
+    ahead = np.array([[1, 2, 3, 4], [6, 7, 4, 5]], np.int32)
+    for made in (chooser.draft(asked), chooser.follow(asked, ahead)):
+        if made.features is not None:
+            assert made.features.shape == (2, K, len(NAMES))
+            places = (made.law_probabilities > 0).any(axis=2)
+            np.testing.assert_array_equal(places, ~np.isnan(made.features[:, :, TOP]))

@@ -11,12 +11,13 @@ from proposers.length.policy import Candidates, Fixed, Outcome
 from proposers.length.threshold import Threshold
 from proposers.replay import profile, score
 from proposers.replay.courses import _refused, draw_courses, greedy_places
-from proposers.replay.lengths import DESIGN_TIMES, GivenTimes, simulate_lengths
+from proposers.replay.lengths import GivenTimes, simulate_lengths
 from proposers.replay.luck import step_moments
 from tests.proposers.replay.small_traces import trace as small_trace
 from theory.traces import Sampling, Trace
 
 V, K, MOST = 5, 4, 24
+TIMES = GivenTimes([1, 5, 40], [0.013, 0.016, 0.035])
 
 
 def law(text) -> np.ndarray:
@@ -52,7 +53,7 @@ def test_steps_are_those_of_the_exact_programme() -> None:
     steps = []
     for seed in range(seeds):
         courses = draw_courses(trace, stand, draft_length=K, seed=seed)
-        made = simulate_lengths(trace, courses, Fixed(K), DESIGN_TIMES)
+        made = simulate_lengths(trace, courses, Fixed(K), TIMES)
         assert (made.tokens == exact.tokens).all()
         assert (made.accepted <= made.drafted).all()
         steps.append(made.steps.sum())
@@ -113,17 +114,15 @@ def test_every_step_has_all_its_requests_and_every_token_is_counted_once(togethe
     trace = recorded()
     courses = draw_courses(trace, stand, draft_length=K, together=together)
     policy = Watcher(2)
-    made = simulate_lengths(trace, courses, policy, DESIGN_TIMES, overhead=0.001)
+    made = simulate_lengths(trace, courses, policy, TIMES, overhead=0.001)
     assert made.tokens.sum() == len(trace) - trace.answers
     assert {outcome.handles.size for outcome in policy.told} == {together}
     assert set(range(trace.answers)) <= set(policy.finished)
     for outcome in policy.told:
         n = together + int(outcome.drafted.sum())
-        assert outcome.seconds == pytest.approx(float(DESIGN_TIMES.seconds(n)) + 0.001)
-    plain = simulate_lengths(trace, courses, Fixed(0), DESIGN_TIMES, overhead=0.001)
-    assert plain.tokens_per_second == pytest.approx(
-        together / float(DESIGN_TIMES.seconds(together))
-    )
+        assert outcome.seconds == pytest.approx(float(TIMES.seconds(n)) + 0.001)
+    plain = simulate_lengths(trace, courses, Fixed(0), TIMES, overhead=0.001)
+    assert plain.tokens_per_second == pytest.approx(together / float(TIMES.seconds(together)))
     assert plain.block_efficiency == 1.0 and plain.drafted_per_token == 0.0
 
 
