@@ -99,16 +99,30 @@ def test_without_a_table_only_the_depth_is_known() -> None:
     assert (shown[0, :2, MATCHED] == 0).all() and (shown[0, :2, TOP] == 1).all()
 
 
-def test_the_chooser_shows_what_its_drawing_member_shows() -> None:
+@pytest.mark.parametrize("choices", [[0, 1], [0, 0], [1, 1]])
+def test_the_chooser_shows_what_its_drawing_member_shows(
+    choices: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     drafter = StandDrafter(taught(7), draft_length=K, seed=3)
     chooser = ChooserDrafter(
         {"stand": drafter, "prompt_lookup": PromptLookupDrafter(draft_length=K)}, draft_length=K
     )
-    # The second text repeats itself, so that look-up drafts for it; the first does not.
-    asked = requests([[1, 2, 3], [4, 5, 6, 7, 4, 5, 6, 7, 4, 5]], [K] * 2)
-    ahead = np.array([[1, 2, 3, 4], [6, 7, 4, 5]], np.int32)
+    asked = requests([[1, 2, 3], [4, 5, 6]], [K] * 2)
+    chains = np.array([[-1] * K, [7, 8, -1, -1]], np.int32)
+    monkeypatch.setattr(
+        chooser, "_choose", lambda asked: (np.array(choices), chains.copy(), np.array([0, 2]))
+    )
+    ahead = np.array([[1, 2, 3, 4], [7, 8, 4, 5]], np.int32)
+    alone = drafter.follow(asked, ahead).features
+    assert alone is not None
     for made in (chooser.draft(asked), chooser.follow(asked, ahead)):
-        if made.features is not None:
-            assert made.features.shape == (2, K, len(NAMES))
-            places = (made.law_probabilities > 0).any(axis=2)
-            np.testing.assert_array_equal(places, ~np.isnan(made.features[:, :, TOP]))
+        if choices == [1, 1]:
+            assert made.features is None
+            continue
+        assert made.features is not None
+        np.testing.assert_array_equal(made.features[0, 0], alone[0, 0])
+        if choices[1] == 0:
+            np.testing.assert_array_equal(made.features[1, 0], alone[1, 0])
+        else:
+            assert np.isnan(made.features[1, :, TOP]).tolist() == [False, False, True, True]
+            assert (made.features[1, :2, MATCHED] == 0).all()
