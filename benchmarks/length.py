@@ -144,7 +144,7 @@ def equal_efficiency(
         if k not in (2, 4, 8):
             continue
         low, high = 0.0, 1.0
-        for _ in range(9):
+        for _ in range(14):
             h = (low + high) / 2
             made = simulate_lengths(trace, courses, Refusal(h), times)
             low, high = (h, high) if made.block_efficiency < base.block_efficiency else (low, h)

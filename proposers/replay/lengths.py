@@ -115,7 +115,7 @@ def simulate_lengths(
         if ahead:
             features = courses.drawn[at, :ahead]
             caps = np.full(at.size, ahead)
-            acceptance = predictor.predict(features)
+            acceptance = predictor.predict_drafts(features)
             lengths = policy.lengths(Candidates(handles, acceptance, caps, features))
         left = ends[answers] - at
         accepted = np.minimum(courses.agreed[at], lengths)

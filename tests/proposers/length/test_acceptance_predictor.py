@@ -23,7 +23,7 @@ from proposers.length.features import (
     TOP,
 )
 from proposers.length.policy import Candidates
-from proposers.length.predictor import LEAST, MOST, AcceptancePredictor
+from proposers.length.predictor import DRIFT, LEAST, MOST, AcceptancePredictor
 from proposers.length.prior import SIZE, WEIGHTS, design
 from proposers.length.shadow import shadow_labels
 from proposers.length.threshold import Threshold
@@ -66,6 +66,12 @@ def test_it_learns_and_follows_a_change(matched: int) -> None:
         made.learn(places(2000, matched=matched), (rng.random(2000) < truth).astype(float))
         assert made.predict(one)[0, 0] == pytest.approx(truth, abs=0.12)
     assert made.learned == 4000
+
+
+def test_deep_drafts_are_trusted_less() -> None:
+    made, shown = AcceptancePredictor(), places(8)[None]
+    factors = made.predict_drafts(shown) / made.predict(shown)
+    np.testing.assert_allclose(factors[0], [1, 1, *[DRIFT] * 6])
 
 
 def test_it_becomes_calibrated_where_the_prior_is_wrong() -> None:
