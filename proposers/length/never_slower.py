@@ -7,9 +7,9 @@ Any policy can stand inside. It is switched off
 
       d = emitted - seconds B / T(B),     tokens more than plain decoding had emitted in that time,
 
-  has a running mean more than one standard error below 0, whatever the policy believed. A wrong
-  prediction or a wrong T(n) for n > B ends here; T(B), which plain steps show, is all that is
-  trusted.
+  has a running mean more than one standard error below 0 (three while it is young), whatever the
+  policy believed. A wrong prediction or a wrong T(n) for n > B ends here; T(B), which plain steps
+  show, is all that is trusted.
 
 While off, every second earns ``share`` seconds of credit. A look drafts and asks the policy, and
 costs what drafting took. If it wants to verify, a trial of ``trial`` steps begins, in which every
@@ -26,6 +26,8 @@ import numpy as np
 
 from proposers.batch import Longs
 from proposers.length.policy import Candidates, LengthPolicy, Outcome, StepTimes
+
+_SOON = 8  # steps after which what is plainly slower ends
 
 
 class NeverSlower:
@@ -164,8 +166,9 @@ class NeverSlower:
         off = gained - self._mean
         self._mean += weight * off
         self._variance = (1 - weight) * (self._variance + weight * off * off)
-        known = min(self._steps, self.memory)
-        if self._steps >= self.memory and self._mean + math.sqrt(self._variance / known) < 0:
+        error = math.sqrt(self._variance / min(self._steps, self.memory))
+        errors = 1.0 if self._steps >= self.memory else 3.0
+        if self._steps >= _SOON and self._mean + errors * error < 0:
             self._off("slower")
 
     def _off(self, reason: str) -> None:
