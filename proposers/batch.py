@@ -90,14 +90,18 @@ class Drafts:
     ``law_probabilities[b, i, e]`` on ``law_ids[b, i, e]``, entries with id -1 are empty and have
     probability 0, and all together sum to 1. Position i holds a draft when ``i < lengths[b]``.
 
+    ``features`` is what each place showed before its token was drawn
+    (:mod:`proposers.length.features`); None for drafters that have none.
+
     Shapes: tokens (B, K) int32; lengths (B,) int64; law_ids (B, K, E) int32; law_probabilities
-    (B, K, E) float64.
+    (B, K, E) float64; features (B, K, F) float32.
     """
 
     tokens: Ints
     lengths: Longs
     law_ids: Ints
     law_probabilities: Doubles
+    features: Floats | None = None
 
     def __len__(self) -> int:
         return int(self.tokens.shape[0])
@@ -109,15 +113,17 @@ class Followed:
 
     ``q[b, i]`` is the probability that its law gives to ``continuation[b, i]`` after the text and
     ``continuation[b, :i]``; -1 where a chain that had followed the continuation so far would hold
-    no draft i, and from there on. ``law_ids`` and ``law_probabilities`` are those laws, as in
+    no draft i, and from there on. ``law_ids``, ``law_probabilities`` and ``features`` are those of
     :class:`Drafts`. What stands behind a q of 0 is undefined: no chain gets there.
 
-    Shapes: q (B, K) float64; law_ids (B, K, E) int32; law_probabilities (B, K, E) float64.
+    Shapes: q (B, K) float64; law_ids (B, K, E) int32; law_probabilities (B, K, E) float64; features
+    (B, K, F) float32.
     """
 
     q: Doubles
     law_ids: Ints
     law_probabilities: Doubles
+    features: Floats | None = None
 
 
 def point_masses(tokens: Ints, lengths: Longs) -> Drafts:

@@ -31,6 +31,7 @@ from proposers.batch import (
     Drafter,
     DraftRequests,
     Drafts,
+    Floats,
     Followed,
     Ints,
     Longs,
@@ -48,6 +49,7 @@ from proposers.gains import (
     no_estimates,
     settle,
 )
+from proposers.length.features import bare_features
 from proposers.members import draws, look
 
 _CLASS_EDGES = np.array([1e-9, 0.85])
@@ -117,7 +119,8 @@ class ChooserDrafter:
         tokens = made.tokens
         tokens[drawn], lengths[drawn] = theirs.tokens, theirs.lengths
         ids[drawn], law[drawn] = theirs.law_ids, theirs.law_probabilities
-        return Drafts(tokens, lengths, ids, law)
+        shown = _shown(requests, lengths, tokens.shape[1], drawn, theirs.features)
+        return Drafts(tokens, lengths, ids, law, shown)
 
     def follow(self, requests: DraftRequests, continuation: Ints) -> Followed:
         """The laws of the chosen members along a continuation."""
@@ -132,7 +135,9 @@ class ChooserDrafter:
         ids, law = _widened(made, theirs.law_ids.shape[2])
         q = followed.q
         q[drawn], ids[drawn], law[drawn] = theirs.q, theirs.law_ids, theirs.law_probabilities
-        return Followed(q, ids, law)
+        held = (q >= 0).sum(axis=1)
+        shown = _shown(requests, held, q.shape[1], drawn, theirs.features)
+        return Followed(q, ids, law, shown)
 
     def finish(self, handle: int) -> None:
         """Forget the request; what it taught stays."""
@@ -258,3 +263,14 @@ def _widened(made: Drafts, entries: int) -> tuple[Ints, Doubles]:
     ids, law = np.full(shape, -1, np.int32), np.zeros(shape)
     ids[:, :, 0], law[:, :, 0] = made.tokens, made.law_probabilities[:, :, 0]
     return ids, law
+
+
+def _shown(
+    requests: DraftRequests, lengths: Longs, steps: int, drawn: Longs, theirs: Floats | None
+) -> Floats | None:
+    """What the places show: the drawing member's own features, of point masses the depth."""
+    if theirs is None:
+        return None
+    shown = bare_features(lengths, steps, requests.temperatures)
+    shown[drawn] = theirs
+    return shown

@@ -9,6 +9,7 @@ from numba import njit
 
 from proposers.acceptance import expected_acceptance
 from proposers.batch import Doubles, DraftRequests, Drafts, Followed, Ints, VerifiedRows
+from proposers.length.features import NAMES, write_features
 from proposers.mixture import mix
 from proposers.noise import exponential, row_key
 from proposers.table import StandTable, context_keys, longest_match
@@ -103,6 +104,7 @@ def _draft(
     out_lengths: Any,
     law_ids: Any,
     laws: Any,
+    features: Any,
 ) -> Any:
     """Chains of every request: drawn, or, when ``given`` has rows, along the given tokens."""
     keys = np.empty(order, np.uint64)
@@ -119,7 +121,7 @@ def _draft(
             slot, matched = longest_match(table, keys, longest)
             if slot < 0:
                 break
-            mix(table, keys, slot, matched, interpolation, ids, law)
+            known = mix(table, keys, slot, matched, interpolation, ids, law)
             # Judged before the token is drawn, from the prefix and its law: lossless (trap 1).
             survival *= expected_acceptance(
                 matched, order, table.counts[slot], law[0], temperatures[b]
@@ -131,6 +133,16 @@ def _draft(
             )
             if n == 0:
                 break
+            write_features(
+                features[b, i],
+                matched,
+                table.counts[slot],
+                law[:known],
+                laws[b, i],
+                n,
+                i,
+                temperatures[b],
+            )
             if given.shape[0]:
                 token = given[b, i]
                 if token < 0:
@@ -226,7 +238,9 @@ class StandDrafter:
         hit = (made.law_ids == continuation[:, :, None]) & (made.law_probabilities > 0)
         q = np.where(hit, made.law_probabilities, 0.0).sum(axis=2)
         beyond = np.arange(continuation.shape[1]) >= made.lengths[:, None]
-        return Followed(np.where(beyond, -1.0, q), made.law_ids, made.law_probabilities)
+        return Followed(
+            np.where(beyond, -1.0, q), made.law_ids, made.law_probabilities, made.features
+        )
 
     def most_probable(self, requests: DraftRequests) -> Drafts:
         """What a draft at temperature 0 would be for every request; nothing is drawn."""
@@ -238,16 +252,18 @@ class StandDrafter:
 
     def _chains(self, requests: DraftRequests, uniforms: Doubles, given: Ints) -> Drafts:
         batch, steps, entries = len(requests), self.draft_length, 2 * self.table.entries
+        features = np.full((batch, steps, len(NAMES)), np.nan, np.float32)
         drafts = Drafts(
             tokens=np.full((batch, steps), -1, np.int32),
             lengths=np.zeros(batch, np.int64),
             law_ids=np.full((batch, steps, entries), -1, np.int32),
             law_probabilities=np.zeros((batch, steps, entries), np.float64),
+            features=features,
         )
         _draft(
             self.table.arrays, self.table.order, requests.tokens, requests.rows, requests.lengths,
             requests.budgets, requests.temperatures, requests.top_k, requests.top_p,
             requests.noise_keys, uniforms, self.min_survival, self.interpolation, given,
-            drafts.tokens, drafts.lengths, drafts.law_ids, drafts.law_probabilities,
+            drafts.tokens, drafts.lengths, drafts.law_ids, drafts.law_probabilities, features,
         )  # fmt: skip
         return drafts

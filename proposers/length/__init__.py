@@ -1,1 +1,1 @@
-"""How many drafts a step should verify: what they gain, what they cost, and who decides."""
+"""How many drafted tokens to verify: acceptance prediction, step times, and policies."""

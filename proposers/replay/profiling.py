@@ -11,7 +11,7 @@ replayed. Without them a drafter that learns from rows looks a little worse than
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -139,9 +139,23 @@ def walk(
             f"share must be one of {', '.join(get_args(Share))} and order one of "
             f"{', '.join(get_args(Order))}; got {share!r} and {order!r}"
         )
+    walk_groups(
+        trace, _groups(trace, make_drafter, share, order), step, draft_length, advance=advance
+    )
+
+
+def walk_groups(
+    trace: Trace,
+    groups: Iterable[tuple[Drafter, list[int]]],
+    step: Step,
+    draft_length: int,
+    *,
+    advance: Callable[[int], None] = lambda tokens: None,
+) -> None:
+    """:func:`walk` for any groups: a drafter, and the answers that decode side by side."""
     laws = np.exp(trace.log_masses)
     handle = 0
-    for drafter, group in _groups(trace, make_drafter, share, order):
+    for drafter, group in groups:
         texts = Texts(trace, laws, group, handle, _entries(drafter))
         handle += len(group)
         for b in range(len(group)):
