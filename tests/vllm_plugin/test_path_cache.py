@@ -129,8 +129,7 @@ def test_a_cache_that_layers_share_is_kept_once_and_blocks_are_cleared_in_all() 
         assert torch.equal(layer.kv_cache[:4], was[:4])
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("slots", [32, 128])
+@pytest.mark.parametrize(("slots", "dtype"), [(32, torch.float32), (128, torch.bfloat16)])
 def test_vllms_own_cpu_layout(slots: int, dtype: torch.dtype) -> None:
     """A copy is what writing the same keys and values there would have been."""
     cpu_attn = pytest.importorskip("vllm.v1.attention.backends.cpu_attn")

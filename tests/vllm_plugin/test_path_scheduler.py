@@ -110,7 +110,7 @@ def test_drafts_that_paths_share_are_counted_once(stock: Stock) -> None:
     assert [s["request_id"] for s in stock.stats] == ["a", "b"]
 
 
-@pytest.mark.parametrize(("cut", "count"), enumerate([0, 1, 2, 2, 2, 3]))
+@pytest.mark.parametrize(("cut", "count"), list(enumerate([0, 1, 2, 2, 2, 3])))
 def test_of_a_list_that_was_cut_the_first_are_counted(stock: Stock, cut: int, count: int) -> None:
     scheduler = PathScheduler(CONFIG, cache(SPEC))
     drafted(scheduler, a=flat([1, 2, 9, 1, 3], [0, 1, 2, 2, 2, 3]))

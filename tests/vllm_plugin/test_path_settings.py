@@ -65,7 +65,7 @@ def test_what_is_chosen_for_the_user_is_legal() -> None:
     assert all(drafting in LEGAL[rule] for rule, drafting in DRAFTING_OF.items())
 
 
-@pytest.mark.parametrize(("rule", "drafting"), product(LEGAL, DRAFTING))
+@pytest.mark.parametrize(("rule", "drafting"), list(product(LEGAL, DRAFTING)))
 def test_every_pair_is_taken_or_refused(rule: str, drafting: str) -> None:
     asked: Any = {"candidates": 3, "rule": rule, "drafting": drafting}
     if drafting in LEGAL[rule]:
