@@ -75,8 +75,8 @@ def llm(smollm2: Path, plain: Any) -> Iterator[Any]:
         options={"candidates": 8, "table_mib": 16},
         max_model_len=LIMIT,
         block_size=32,
-        num_gpu_blocks_override=26,
-        max_num_batched_tokens=160,
+        num_gpu_blocks_override=24,
+        max_num_batched_tokens=64,
     ) as started:
         yield started
 
@@ -92,7 +92,7 @@ def test_a_script_equals_plain_greedy(llm: Any, prompts: Texts, plain: dict[str,
     assert generate(llm, prompts) == plain["greedy"]
     assert metric(llm, "num_preemptions") > 0
     seen = llm.collective_rpc(scripted_paths.seen)[0]
-    assert min(seen[1], seen[2], seen["cut"]) > 3
+    assert min(seen[1], seen[2], seen["cut"]) > 0
     assert counters(llm)["num_accepted_tokens"] > 2 * counters(llm)["num_drafts"]
 
 
