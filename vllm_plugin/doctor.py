@@ -172,22 +172,29 @@ def _runner() -> Check:
     )
 
 
+_HOOKS: tuple[tuple[tuple[hooks.Hook, ...], str | None], ...] = (
+    (hooks.SPECULATION, None),
+    (hooks.PATHS, "several candidates are refused"),
+    (hooks.TABLES, "the option table_path is refused"),
+    (hooks.STEPS, "steps cannot be timed"),
+    ((hooks.EXPAND,), "the CPU repair is not applied"),
+)
+"""Seams, and what goes without them; None: all speculation."""
+
+
 def _hooks() -> list[Check]:
     if hooks.vllm_version() is None:
         return [Check("hooks", "problem", "not checked, since vLLM is not installed")]
     checks = []
-    for hook in (*hooks.SPECULATION, *hooks.TABLES, *hooks.STEPS, hooks.EXPAND):
-        wrong = hooks.problem(hook)
-        if wrong is None:
-            checks.append(Check("hook", "ok", hook.target))
-        elif hook in hooks.TABLES:
-            checks.append(Check("hook", "warning", wrong, "the option table_path is refused"))
-        elif hook in hooks.STEPS:
-            checks.append(Check("hook", "warning", wrong, "steps cannot be timed"))
-        elif hook is hooks.EXPAND:
-            checks.append(Check("hook", "warning", wrong, "the CPU repair is not applied"))
-        else:
-            checks.append(Check("hook", "problem", wrong, f"install vLLM {_supported()}"))
+    for hooked, without in _HOOKS:
+        for hook in hooked:
+            wrong = hooks.problem(hook)
+            if wrong is None:
+                checks.append(Check("hook", "ok", hook.target))
+            elif without is None:
+                checks.append(Check("hook", "problem", wrong, f"install vLLM {_supported()}"))
+            else:
+                checks.append(Check("hook", "warning", wrong, without))
     return checks
 
 
