@@ -172,21 +172,22 @@ def _runner() -> Check:
     )
 
 
-_HOOKS: tuple[tuple[tuple[hooks.Hook, ...], str | None], ...] = (
-    (hooks.SPECULATION, None),
-    (hooks.PATHS, "several candidates are refused"),
-    (hooks.TABLES, "the option table_path is refused"),
-    (hooks.STEPS, "steps cannot be timed"),
-    ((hooks.EXPAND,), "the CPU repair is not applied"),
-)
-"""Seams, and what goes without them; None: all speculation."""
+def _seams() -> tuple[tuple[tuple[hooks.Hook, ...], str | None], ...]:
+    """Hooks, and what goes without them; None: all speculation."""
+    return (
+        (hooks.SPECULATION, None),
+        (hooks.PATHS, "several candidates are refused"),
+        (hooks.TABLES, "the option table_path is refused"),
+        (hooks.STEPS, "steps cannot be timed"),
+        ((hooks.EXPAND,), "the CPU repair is not applied"),
+    )
 
 
 def _hooks() -> list[Check]:
     if hooks.vllm_version() is None:
         return [Check("hooks", "problem", "not checked, since vLLM is not installed")]
     checks = []
-    for hooked, without in _HOOKS:
+    for hooked, without in _seams():
         for hook in hooked:
             wrong = hooks.problem(hook)
             if wrong is None:

@@ -63,7 +63,8 @@ def test_here_it_would_speculate_and_so_says_the_guard() -> None:
     assert guard.check("org/name", OURS, None) is True
     listed = {one.found for one in report.checks if one.name == "hook"}
     assert listed == {
-        hook.target for hook in (*hooks.SPECULATION, *hooks.TABLES, *hooks.STEPS, hooks.EXPAND)
+        hook.target
+        for hook in (*hooks.SPECULATION, *hooks.PATHS, *hooks.TABLES, *hooks.STEPS, hooks.EXPAND)
     }
 
 
