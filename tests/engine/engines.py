@@ -19,7 +19,6 @@ if worker := os.environ.get("PYTEST_XDIST_WORKER"):
     os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", str(core))
 
 STAND = "vllm_plugin.Stand"
-LOOKUP = "vllm_plugin.PromptLookup"
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from tests.engine.engines import LOOKUP, STAND, adapter_sizes, counters, engine
+from tests.engine.engines import STAND, adapter_sizes, counters, engine
 
 QUESTIONS = (
     "Write a short story about a lighthouse keeper.",
@@ -69,11 +69,3 @@ def test_preempted_and_chunked_requests_equal_plain_greedy(
         assert answers(llm, FEWER) == [text[:FEWER] for text in plain["greedy"]]
         preempted = [m.value for m in llm.get_metrics() if m.name == "vllm:num_preemptions"]
         assert sum(preempted) > 0
-
-
-def test_prompt_lookup_equals_plain_greedy(
-    smollm2: Path, plain: dict[str, list[list[int]]]
-) -> None:
-    with engine(smollm2, proposer=LOOKUP, draft_length=8, max_model_len=1024) as llm:
-        assert answers(llm, FEWER) == [text[:FEWER] for text in plain["greedy"]]
-        assert counters(llm)["num_accepted_tokens"] > 0
