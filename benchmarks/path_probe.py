@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from vllm_plugin import step_clock
+
 
 class Probe:
     """Seconds by part of every step, and p, q and verdict of every first node with candidates."""
@@ -60,15 +62,8 @@ def _time_the_step(runner: Any, probe: Probe) -> None:
     runner.model.compute_logits = probe.timed("logits", runner.model.compute_logits)
 
     def execute_model(scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
-        scheduled = scheduler_output.num_scheduled_tokens
-        drafts = scheduler_output.scheduled_spec_decode_tokens
-        decoding = all(n == 1 + len(drafts.get(r, ())) for r, n in scheduled.items())
-        probe.step = {
-            "requests": len(scheduled),
-            "tokens": sum(scheduled.values()),
-            "drafting": len(drafts),
-            "decoding": float(decoding and not scheduler_output.scheduled_new_reqs),
-        }
+        tokens, requests, decoding = step_clock.held(scheduler_output)
+        probe.step = {"requests": requests, "tokens": tokens, "decoding": float(decoding)}
         probe.step["began"] = time.perf_counter()
         return execute(scheduler_output, *args, **kwargs)
 

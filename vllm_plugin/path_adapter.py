@@ -83,8 +83,6 @@ class PathAdapter(V1Adapter):
 
     def stretches(self, request: Any) -> list[Stretch]:
         """Every row of a request once, with the drafts it stands behind."""
-        if not request.inputs:
-            return []
         found = []
         paths = request.pending or _NO_PATHS
         for number, path in enumerate(paths.sent):
