@@ -127,7 +127,7 @@ def _greedy(
 @app.command()
 def law(samples: int = 81920, temperatures: str = "0.7,1", top_p: float = 0.8) -> None:
     """Sampled texts against the exact law, every way of drafting with every rule."""
-    from tests.engine import path_pairs, tiny
+    from tests.engine import path_pairs, sampled_laws, tiny
     from tests.engine.engines import counters
     from tests.engine.exact import ExactModel, Sampling
 
@@ -143,21 +143,21 @@ def law(samples: int = 81920, temperatures: str = "0.7,1", top_p: float = 0.8) -
     with TemporaryDirectory() as folder:
         model = tiny.build(Path(folder), sharpness=2.2)
         reference = ExactModel(model)
-        laws = [reference.joint_after_first(path_pairs.PROMPT, s, prune=1e-8) for s in settings]
+        laws = [reference.joint_after_first(sampled_laws.PROMPT, s, prune=1e-8) for s in settings]
         with path_pairs.path_engine(model) as llm:
-            path_pairs.sample(llm, settings[0], 256)
+            sampled_laws.sample(llm, settings[0], 256)
             for mistake, drafting, rule in cases:
                 for sampling, exact in zip(settings, laws, strict=True):
                     llm.collective_rpc(path_pairs.switch, args=(drafting, rule))
                     if mistake is not None:
                         llm.collective_rpc(mistake)
                     begin, before = time.perf_counter(), counters(llm)
-                    drawn = path_pairs.sample(llm, sampling, samples)
+                    drawn = sampled_laws.sample(llm, sampling, samples)
                     after = counters(llm)
                     accepted, steps = (
                         after[c] - before[c] for c in ("num_accepted_tokens", "num_drafts")
                     )
-                    fits = path_pairs.fits(drawn, exact, tests)
+                    fits = sampled_laws.fits(drawn, exact, tests)
                     bad = fits is (mistake is not None)
                     wrong += bad
                     rows.append(
@@ -168,7 +168,7 @@ def law(samples: int = 81920, temperatures: str = "0.7,1", top_p: float = 0.8) -
                             f"{sampling.top_p:g}",
                             mistake.__name__ if mistake else "",
                             f"{1 + accepted / steps:.2f}",
-                            f"{path_pairs.plan(exact, samples, tests).power(0.02):.3f}",
+                            f"{sampled_laws.plan(exact, samples, tests).power(0.02):.3f}",
                             f"{time.perf_counter() - begin:.0f}",
                             ("fits" if fits else "rejected") + (" WRONG" if bad else ""),
                         ]

@@ -12,16 +12,12 @@ from typing import Any
 import numpy as np
 
 from tests.engine.engines import STAND, engine
-from tests.engine.exact import Law, Sampling
+from tests.engine.exact import Sampling
 from tests.engine.scripted_paths import adapter_of, runner_of
-from theory.equivalence import FitPlan, joint_counts, plan_fit
 from vllm_plugin.path_settings import LEGAL
 
 PAIRS = tuple(sorted((drafting, rule) for rule, ways in LEGAL.items() for drafting in ways))
 PATHS, DEPTH = 3, 3
-CHILDREN = 32
-BINS = 50  # at most: cells are merged until each bin expects n / BINS counts
-PROMPT = [5, 6, 7, 5, 6, 7, 5, 6]
 SETTINGS = {
     "T=0.7": Sampling(0.7),
     "T=1": Sampling(1.0),
@@ -90,40 +86,6 @@ def drop_by_token(worker: Any) -> None:
         return drafts
 
     drafter.draft_paths = wrong
-
-
-def sample(
-    llm: Any, sampling: Sampling, n: int, *, seeded: bool = False, prompt: list[int] = PROMPT
-) -> Any:
-    """Tokens 2..4 of n continuations of the prompt, (n, 3); every second batch with a seed."""
-    from vllm import SamplingParams
-
-    parameters = [
-        SamplingParams(
-            n=CHILDREN,
-            temperature=sampling.temperature,
-            top_p=sampling.top_p,
-            seed=1_000_003 * i if seeded and i % 2 else None,
-            max_tokens=5,
-            ignore_eos=True,
-            detokenize=False,
-        )
-        for i in range(n // CHILDREN)
-    ]
-    outputs = llm.generate(
-        [{"prompt_token_ids": prompt}] * len(parameters), parameters, use_tqdm=False
-    )
-    return np.array([o.token_ids[1:4] for out in outputs for o in out.outputs], np.int64)
-
-
-def plan(law: Law, n: int, tests: int) -> FitPlan:
-    """The test of n draws; the false-alarm budget of 1e-9 is split over so many tests."""
-    return plan_fit(law.ravel(), n, false_alarm=1e-9, tests=tests, min_expected=n / BINS)
-
-
-def fits(tokens: Any, law: Law, tests: int) -> bool:
-    made = plan(law, len(tokens), tests)
-    return not made.evaluate(joint_counts(tokens, law.shape[0])).rejected
 
 
 def temperatures() -> Iterator[tuple[str, str, str]]:

@@ -7,7 +7,8 @@ import pytest
 
 from tests.engine import tiny
 from tests.engine.engines import STAND, engine
-from tests.engine.test_law import PROMPT, _shift_published_law
+from tests.engine.sampled_laws import PROMPT
+from tests.engine.test_law import _shift_published_law
 from vllm_plugin.audit import AuditReport, audit_engine
 
 pytestmark = [pytest.mark.slow, pytest.mark.engine]

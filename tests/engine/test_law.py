@@ -18,17 +18,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 from tests.engine import tiny
 from tests.engine.engines import STAND, counters, engine
 from tests.engine.exact import ExactModel, Law, Sampling
-from theory.equivalence import FitPlan, joint_counts, plan_fit
+from tests.engine.sampled_laws import CHILDREN, PROMPT, fits, plan, sample
 
 N = 81_920
-CHILDREN = 32
-SUITE_FALSE_ALARM = 1e-9
-PROMPT = [5, 6, 7, 5, 6, 7, 5, 6]
 SETTINGS = {
     "T=0.7": Sampling(0.7),
     "T=1": Sampling(1.0),
@@ -42,7 +38,6 @@ OTHER_RULES = {  # the others run with the block rule
     "T=0.7, top-p": "token",
     "T=1, top-k": "match",
 }
-BINS = 50  # at most: cells are merged until each bin expects N / BINS counts
 TESTS = 32
 
 
@@ -81,47 +76,13 @@ def llm(model: Path, rule: str) -> Iterator[Any]:
         yield started
 
 
-def sample(llm: Any, sampling: Sampling, n: int, *, seeded: bool) -> NDArray[np.int64]:
-    """Tokens 2..4 of n continuations of PROMPT, (n, 3); seeds differ per sequence."""
-    from vllm import SamplingParams
-
-    parameters = [
-        SamplingParams(
-            n=CHILDREN,
-            temperature=sampling.temperature,
-            top_k=sampling.top_k,
-            top_p=sampling.top_p,
-            seed=1_000_003 * i if seeded and i % 2 else None,
-            max_tokens=5,
-            ignore_eos=True,
-            detokenize=False,
-        )
-        for i in range(n // CHILDREN)
-    ]
-    outputs = llm.generate(
-        [{"prompt_token_ids": PROMPT}] * len(parameters), parameters, use_tqdm=False
-    )
-    return np.array([o.token_ids[1:4] for out in outputs for o in out.outputs], np.int64)
-
-
-def plan(law: Law, n: int) -> FitPlan:
-    return plan_fit(
-        law.ravel(), n, false_alarm=SUITE_FALSE_ALARM, tests=TESTS, min_expected=n / BINS
-    )
-
-
-def fits(tokens: NDArray[np.int64], law: Law) -> bool:
-    result = plan(law, len(tokens)).evaluate(joint_counts(tokens, law.shape[0]))
-    return not result.rejected
-
-
 @pytest.mark.parametrize("name", SETTINGS)
 def test_power(exact: Any, name: str) -> None:
     law = exact(name)
     assert law.sum() == pytest.approx(1, abs=1e-6)
-    assert plan(law, N).power(0.02) > 0.95
-    assert plan(law, N // 2).power(0.03) > 0.95
-    assert plan(law, N // 4).power(0.05) > 0.95
+    assert plan(law, N, TESTS).power(0.02) > 0.95
+    assert plan(law, N // 2, TESTS).power(0.03) > 0.95
+    assert plan(law, N // 4, TESTS).power(0.05) > 0.95
 
 
 @pytest.mark.parametrize("name", SETTINGS)
@@ -140,11 +101,11 @@ def test_drafted_positions_follow_the_target_law(
     assert 0.1 < accepted / drafted < 0.95  # and q is neither p nor hopeless
     half = np.arange(n) // CHILDREN % 2 == 1
     law = exact(name)
-    assert fits(tokens, law)
+    assert fits(tokens, law, TESTS)
     if rule != "block":
         return
-    assert fits(tokens[half], law), "requests with a seed"
-    assert fits(tokens[~half], law), "requests without a seed"
+    assert fits(tokens[half], law, TESTS), "requests with a seed"
+    assert fits(tokens[~half], law, TESTS), "requests without a seed"
 
 
 def _shift_published_law(worker: Any) -> None:
@@ -170,7 +131,7 @@ def test_a_q_that_was_not_drawn_from_is_found_out(llm: Any, exact: Any, rule: st
         pytest.skip("one control is enough, and later tests need the engine whole")
     llm.collective_rpc(_shift_published_law)
     sampling = SETTINGS["T=1"]
-    assert not fits(sample(llm, sampling, N, seeded=False), exact("T=1"))
+    assert not fits(sample(llm, sampling, N, seeded=False), exact("T=1"), TESTS)
 
 
 @pytest.mark.parametrize("repaired", [True, False])
@@ -192,4 +153,4 @@ def test_ngram_on_a_cpu_needs_the_repair(
     ) as llm:
         tokens = sample(llm, SETTINGS["T=0.7"], n, seeded=False)
         assert counters(llm)["num_draft_tokens"] > n // 10
-    assert fits(tokens, exact("T=0.7")) is repaired
+    assert fits(tokens, exact("T=0.7"), TESTS) is repaired

@@ -18,18 +18,14 @@ from tests.engine import tiny
 from tests.engine.engines import counters
 from tests.engine.exact import ExactModel, Law
 from tests.engine.path_pairs import (
-    CHILDREN,
-    PROMPT,
     SETTINGS,
     drop_by_token,
-    fits,
     path_engine,
-    plan,
     publish_another_law,
-    sample,
     switch,
     temperatures,
 )
+from tests.engine.sampled_laws import CHILDREN, PROMPT, fits, plan, sample
 
 N = 6_144
 TESTS = 32

@@ -14,7 +14,8 @@ import pytest
 from tests.engine import scripted_paths, tiny
 from tests.engine.engines import STAND, counters, engine
 from tests.engine.exact import ExactModel, Sampling
-from tests.engine.path_pairs import drop_by_token, fits, plan, sample, switch
+from tests.engine.path_pairs import drop_by_token, switch
+from tests.engine.sampled_laws import fits, plan, sample
 
 LIMIT = 320
 PATHS, DEPTH = 4, 6
