@@ -16,7 +16,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 QUIET := -qq --progress-bar off
 TORCH := $(shell grep '^torch==' requirements/cpu.txt)
 
-.PHONY: setup demo test lint bench lock
+.PHONY: setup demo test lint search bench lock
 .DELETE_ON_ERROR:
 
 setup: .venv/installed
@@ -62,6 +62,10 @@ test: lint
 	@$(MAKE) --no-print-directory .venv/bench-installed || \
 	  echo "test: arctic-inference cannot be built here: tests of suffix decoding are skipped" >&2
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+# Properties on examples that no run has seen: they may find what nobody has thought of.
+search: setup
+	$(BIN)/python -m pytest -n 2 -m "not slow" --hypothesis-profile search tests/theory tests/proposers
 
 bench: .venv/bench-installed
 	@test -n "$(DATASET)" || { \

@@ -1,8 +1,15 @@
 """Command lines of the benchmarks: argument types, and mistakes answered in one sentence."""
 
 import argparse
+import json
+import os
 from collections.abc import Callable
-from typing import NoReturn
+from pathlib import Path
+from typing import Any, NoReturn
+
+
+class OutputError(ValueError):
+    """A place that the result cannot be written to, in one sentence."""
 
 
 class BriefParser(argparse.ArgumentParser):
@@ -41,3 +48,42 @@ def temperature(text: str) -> float:
     if not 0.0 <= value <= 2.0:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to 2")
     return value
+
+
+def temperatures(text: str) -> list[float]:
+    """The argument type of several sampling temperatures, a,b,c."""
+    return [temperature(part) for part in text.split(",")]
+
+
+def names(text: str) -> list[str]:
+    """The argument type of names, a,b,c; blanks around them and empty ones are dropped."""
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def json_object(text: str) -> dict[str, Any]:
+    """The argument type of JSON objects."""
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError:
+        value = None
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a JSON object")
+    return value
+
+
+def make_folder(result: Path) -> None:
+    """Make the folder of ``--json`` now: after an hour of measuring is too late to fail.
+
+    Raises
+    ------
+    OutputError
+        When the result could not be written there.
+    """
+    try:
+        result.parent.mkdir(parents=True, exist_ok=True)
+        usable = os.access(result.parent, os.W_OK) and not result.is_dir()
+        reason = "that is no file in a folder that can be written to"
+    except OSError as error:
+        usable, reason = False, str(error.strerror)
+    if not usable:
+        raise OutputError(f"--json {result} cannot be written: {reason}.")

@@ -91,10 +91,10 @@ def families(times: StepTimes, longest: int) -> Iterator[tuple[str, str, Maker]]
         yield "HF confidence", f"c={c}", lambda c=c: Confidence(c)
         yield "HF conf.+heuristic", f"c={c}, start 5", lambda c=c: Confidence(c, 5)
     for gamma in (0.1, 0.3, 0.8):
-        for floor in (0.3, 0.5, 0.8):
+        for least in (0.3, 0.5, 0.8):
             yield (
-                "AdaEDL", f"gamma={gamma}, floor={floor}",
-                lambda gamma=gamma, floor=floor: EntropyBound(gamma, floor),
+                "AdaEDL", f"gamma={gamma}, least={least}",
+                lambda gamma=gamma, least=least: EntropyBound(gamma, least),
             )  # fmt: skip
         yield (
             "AdaEDL moving", f"gamma={gamma}, target .5",

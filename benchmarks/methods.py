@@ -5,15 +5,19 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from vllm_plugin.config import SECTION
 from vllm_plugin.server import plugin_speculation
 
 OURS = {
     "stand": "vllm_plugin.Stand",
+    "fixed": "vllm_plugin.Stand",
     "chooser": "vllm_plugin.Chooser",
     "prompt_lookup": "vllm_plugin.PromptLookup",
     "token_recycling": "vllm_plugin.TokenRecycling",
     "aded": "vllm_plugin.Aded",
 }
+# What a name means beside its drafter: "fixed" drafts K tokens always, "stand" as many as pay.
+OWN_OPTIONS = {"fixed": {"length": "fixed"}}
 METHODS = ("none", "ngram", "suffix", *OURS)
 SUFFIX_TUNED = {"suffix_decoding_max_spec_factor": 4.0, "suffix_decoding_min_token_prob": 0.0}
 
@@ -94,9 +98,17 @@ def plan(
     return [
         made[name]()
         if name in made
-        else Method(name, plugin_speculation(tokens, OURS[name]), additional)
+        else Method(name, plugin_speculation(tokens, OURS[name]), _options(name, additional))
         for name in names
     ]
+
+
+def _options(name: str, additional: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+    """``additional`` with the options that the name of one of our methods stands for."""
+    if name not in OWN_OPTIONS:
+        return additional
+    given = dict(additional or {})
+    return {**given, SECTION: {**given.get(SECTION, {}), **OWN_OPTIONS[name]}}
 
 
 def calibrate_ngram(

@@ -6,7 +6,8 @@ Every concurrency gets a fresh server with ``vllm_plugin.stopwatch`` on and the 
 requests. Only steps in which all requests verified drafts count. "ours" is all that specproof does
 in a step beside what vLLM's sampler does for the same rows ("stock": temperature, top-k, top-p,
 softmax): request bookkeeping, learning from the rows, the rule, and drafting; with several paths
-a request also their layout before the forward and the winner's commit after it.
+a request also their layout before the forward and the winner's commit after it. "length" is the
+decision about draft lengths with all that it learns from, a part of "learn" and "propose".
 """
 
 import argparse
@@ -52,6 +53,7 @@ def parser() -> argparse.ArgumentParser:
     add("--temperature", type=temperature, default=0.7)
     add("--max-tokens", type=whole, default=96)
     add("--num-speculative-tokens", type=whole, default=8)
+    add("--length", choices=("threshold", "fixed"), default="fixed", help="the option of ours")
     add("--model", default="smollm2", help="name of a packaged model, or a folder")
     add("--seed", type=int, default=0)
     add("--json", type=Path, metavar="OUT", help="where the result goes")
@@ -70,6 +72,7 @@ def profile(options: argparse.Namespace, folder: Path, concurrency: int) -> dict
     settings = ServerOptions(
         model=str(folder),
         speculative_config=plugin_speculation(options.num_speculative_tokens),
+        additional_config={"specproof": {"length": options.length}},
         max_num_seqs=concurrency,
     )
     with tempfile.TemporaryDirectory() as scratch:
@@ -95,6 +98,7 @@ def profile(options: argparse.Namespace, folder: Path, concurrency: int) -> dict
         "rule": part("verify") - part("stock in verify"),
         "commit": part("commit"),
         "propose": part("propose"),
+        "length": part("length"),
         "ours": part("layout", "sample", "propose") - stock,
         "stock": stock,
     }
@@ -120,7 +124,7 @@ def shown(results: Sequence[dict[str, Any]]) -> Table:
     made.add_row("steps", *(str(one["steps"]) for one in results))
     made.add_row("rows a step", *(f"{one['rows']:.1f}" for one in results))
     for name in (
-        "layout", "bookkeeping", "learn", "rule", "commit", "propose", "ours", "stock",
+        "layout", "bookkeeping", "learn", "rule", "commit", "propose", "length", "ours", "stock",
     ):  # fmt: skip
         ms = [one[name] for one in results]
         if not any(each["mean"] for each in ms):

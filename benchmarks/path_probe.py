@@ -85,7 +85,7 @@ def _time_ours(runner: Any, adapter: Any, probe: Probe) -> None:
 
     adapter.propose = probe.timed("draft", adapter.propose)
     adapter.sample = probe.timed("bookkeeping", adapter.sample)
-    adapter._learn = probe.timed("learn", adapter._learn)
+    adapter.teacher.teach = probe.timed("learn", adapter.teacher.teach)
     adapter_v1.laws_of = probe.timed("learn", adapter_v1.laws_of)
     served = adapter.serve
 

@@ -73,7 +73,7 @@ class Setting:
             "model": "vllm_plugin.Stand",
             "num_speculative_tokens": self.length,
         }
-        options: dict[str, Any] = {"rule": self.rule}
+        options: dict[str, Any] = {"rule": self.rule, "length": "fixed"}
         if self.shape:
             options |= {"shape": self.shape, "drafting": self.drafting}
         elif self.candidates > 1:
@@ -277,7 +277,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     os.environ.setdefault("VLLM_ALLOW_INSECURE_SERIALIZATION", "1")  # collective_rpc of functions
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "2")
     try:
         folder = model_folder(options.model)
         spec_bench.read(options.dataset)

@@ -12,7 +12,6 @@ active for every method here, the rivals included.
 
 import argparse
 import json
-import os
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
@@ -21,7 +20,15 @@ from pathlib import Path
 from typing import Any
 
 import methods
-from arguments import BriefParser, at_least, temperature
+from arguments import (
+    BriefParser,
+    OutputError,
+    at_least,
+    json_object,
+    make_folder,
+    names,
+    temperature,
+)
 from methods import Method, MethodError
 from rich.console import Console
 from rich.progress import Progress
@@ -38,24 +45,6 @@ _CALIBRATION_TOKENS = 128
 _CONSOLE = Console(stderr=True)
 
 
-class OutputError(ValueError):
-    """A place that the result cannot be written to, in one sentence."""
-
-
-def _object(text: str) -> dict[str, Any]:
-    try:
-        value = json.loads(text)
-    except json.JSONDecodeError:
-        value = None
-    if not isinstance(value, dict):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a JSON object")
-    return value
-
-
-def _names(text: str) -> list[str]:
-    return [name.strip() for name in text.split(",") if name.strip()]
-
-
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     made = BriefParser(prog="serving.py", description=(__doc__ or "").splitlines()[0])
@@ -63,8 +52,8 @@ def parser() -> argparse.ArgumentParser:
     whole = at_least(1)
     add("--dataset", type=Path, required=True, help="questions in Spec-Bench's JSON lines")
     add("--limit", type=whole, help="number of questions, spread over the tasks (default: all)")
-    add("--categories", type=_names, default=[], help="only these categories or tasks, a,b,c")
-    add("--methods", type=_names, default=["none", "stand"], help=",".join(methods.METHODS))
+    add("--categories", type=names, default=[], help="only these categories or tasks, a,b,c")
+    add("--methods", type=names, default=["none", "stand"], help=",".join(methods.METHODS))
     add("--temperature", type=temperature, default=0.7)
     add("--samples", type=whole, default=1, help="answers to each question, one after another")
     add("--concurrency", type=whole, default=1, help="questions in flight")
@@ -76,9 +65,9 @@ def parser() -> argparse.ArgumentParser:
     add("--model", default="smollm2", help="name of a packaged model, or a folder")
     add("--max-model-len", type=whole, default=4096)
     add("--num-speculative-tokens", type=whole, default=8, help="draft length of every method")
-    add("--additional-config", type=_object, help="vLLM's --additional-config, for our methods")
-    add("--ngram-config", type=_object, help="ngram's settings, instead of calibrating them")
-    add("--suffix-config", type=_object, help="changes to suffix's tuned settings")
+    add("--additional-config", type=json_object, help="vLLM's --additional-config, for our methods")
+    add("--ngram-config", type=json_object, help="ngram's settings, instead of calibrating them")
+    add("--suffix-config", type=json_object, help="changes to suffix's tuned settings")
     add("--calibration-questions", type=whole, default=6, help="for ngram; never those measured")
     return made
 
@@ -202,23 +191,11 @@ def report(
     return {"provenance": dict(origin), "results": results}
 
 
-def _make_folder(result: Path) -> None:
-    """Make the result's folder now: after an hour of measuring is too late to fail."""
-    try:
-        result.parent.mkdir(parents=True, exist_ok=True)
-        usable = os.access(result.parent, os.W_OK) and not result.is_dir()
-        reason = "that is no file in a folder that can be written to"
-    except OSError as error:
-        usable, reason = False, str(error.strerror)
-    if not usable:
-        raise OutputError(f"--json {result} cannot be written: {reason}.")
-
-
 def run(options: argparse.Namespace) -> dict[str, Any]:
     """Everything after the command line; the result is written to ``--json`` by the caller."""
     methods.check(options.methods)
     questions, spare = choose(options)
-    _make_folder(options.json)
+    make_folder(options.json)
     folder = model_folder(options.model)
     origin = provenance()
     bench, workload = Bench(options, folder), workload_of(options, questions)

@@ -153,6 +153,7 @@ class AdedDrafter:
 
     wants_rows = False
     wants_emitted = False
+    has_groups = False
 
     def __init__(
         self,
@@ -174,7 +175,7 @@ class AdedDrafter:
         self.prompt_visits = prompt_visits
         self._learned: dict[int, int] = {}  # tokens of each started request that the table holds
 
-    def start(self, handle: int, prompt: Ints) -> None:
+    def start(self, handle: int, prompt: Ints, group: int = 0) -> None:
         """Take in a prompt, shape (n,) int32."""
         if self.prompt_visits:
             self.table.learn_prompt(prompt)

@@ -1,7 +1,7 @@
 """The batches that cross the border between an engine adapter and a drafter."""
 
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,6 +10,7 @@ Ints = NDArray[np.int32]
 Longs = NDArray[np.int64]
 Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
+Unsigned = NDArray[np.uint64]
 
 
 def _nothing() -> Ints:
@@ -20,6 +21,19 @@ def _unknown() -> Doubles:
     return np.zeros(0)
 
 
+def _group_0() -> Unsigned:
+    return np.zeros(0, np.uint64)
+
+
+def _check_groups(groups: Unsigned, count: int, what: str) -> None:
+    """A kernel would read past the end of too short an array: somebody else's group."""
+    if groups.dtype != np.uint64 or groups.shape not in ((count,), (0,)):
+        raise ValueError(
+            f"groups is {groups.dtype} of shape {groups.shape} for {count} {what}; "
+            f"give a uint64 for each, or none when all are in group 0"
+        )
+
+
 @dataclass(frozen=True, slots=True)
 class VerifiedRows:
     """Target laws that one engine step computed anyway, with the contexts they belong to.
@@ -28,11 +42,17 @@ class VerifiedRows:
     a stretch of ``tokens`` (a chain of drafts). Laws are at temperature 1, before top-k and top-p.
     ``emitted[r]`` is the token that the row's request emitted there, -1 where it emitted none (rows
     behind a refused draft) or where that is not known; ``temperatures[r]`` is the request's. Both
-    are empty when nothing is known.
+    are empty when nothing is known. ``groups[r]`` is the group of the row's request
+    (:mod:`proposers.context_keys`); empty, the default, means that all are in group 0.
 
     Shapes: tokens (S,) int32; begins, ends (R,) int64; ids (R, E) int32, most probable first,
     padded with -1; probabilities (R, E) float32; emitted (R,) or (0,) int32; temperatures (R,) or
-    (0,) float64.
+    (0,) float64; groups (R,) or (0,) uint64.
+
+    Raises
+    ------
+    ValueError
+        For groups of another shape or type.
     """
 
     tokens: Ints
@@ -42,6 +62,24 @@ class VerifiedRows:
     probabilities: Floats
     emitted: Ints = field(default_factory=_nothing)
     temperatures: Doubles = field(default_factory=_unknown)
+    groups: Unsigned = field(default_factory=_group_0)
+
+    def __post_init__(self) -> None:
+        _check_groups(self.groups, self.ends.shape[0], "rows")
+
+
+class RequestArrays(NamedTuple):
+    """The arrays of :class:`DraftRequests` that kernels take, in this order."""
+
+    tokens: Ints
+    rows: Longs
+    lengths: Longs
+    budgets: Longs
+    temperatures: Doubles
+    top_k: Longs
+    top_p: Doubles
+    noise_keys: Unsigned
+    groups: Unsigned
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,10 +89,18 @@ class DraftRequests:
     ``tokens[rows[b], :lengths[b]]`` is the text of request b so far. A temperature of 0 asks for
     argmax drafts; ``top_k`` 0 and ``top_p`` 1 mean no cut. ``noise_keys[b]`` is 0 for a request
     that draws from the drafter's own stream, otherwise the key of its position-keyed noise
-    (:mod:`proposers.noise`). ``handles[b]`` is the number under which the request was started.
+    (:mod:`proposers.noise`). ``handles[b]`` is the number under which the request was started,
+    ``groups[b]`` its group (:mod:`proposers.context_keys`): a drafter that keeps groups apart
+    drafts nothing that it learned from another one. Empty groups, the default, mean that all are in
+    group 0.
 
     Shapes: tokens (any, L) int32; rows, lengths, budgets, handles (B,) int64; temperatures, top_p
-    (B,) float64; top_k (B,) int64; noise_keys (B,) uint64.
+    (B,) float64; top_k (B,) int64; noise_keys (B,) uint64; groups (B,) or (0,) uint64.
+
+    Raises
+    ------
+    ValueError
+        For groups of another shape or type.
     """
 
     tokens: Ints
@@ -64,11 +110,22 @@ class DraftRequests:
     temperatures: Doubles
     top_k: Longs
     top_p: Doubles
-    noise_keys: NDArray[np.uint64]
+    noise_keys: Unsigned
     handles: Longs
+    groups: Unsigned = field(default_factory=_group_0)
+
+    def __post_init__(self) -> None:
+        _check_groups(self.groups, self.rows.shape[0], "requests")
 
     def __len__(self) -> int:
         return int(self.rows.shape[0])
+
+    def arrays(self) -> RequestArrays:
+        """What a kernel takes."""
+        return RequestArrays(
+            self.tokens, self.rows, self.lengths, self.budgets, self.temperatures,
+            self.top_k, self.top_p, self.noise_keys, self.groups,
+        )  # fmt: skip
 
     def subset(self, which: Any) -> "DraftRequests":
         """Some of the requests, by index or mask; the token buffer is shared."""
@@ -79,7 +136,8 @@ class DraftRequests:
                 "handles",
             )
         }  # fmt: skip
-        return DraftRequests(tokens=self.tokens, **picked)
+        groups = self.groups[which] if self.groups.size else self.groups
+        return DraftRequests(tokens=self.tokens, groups=groups, **picked)
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,8 +223,16 @@ class Drafter(Protocol):
         """Whether ``observe`` also asks which token each row emitted."""
         ...
 
-    def start(self, handle: int, prompt: Ints) -> None:
-        """Take in the prompt of a request that begins to decode."""
+    @property
+    def has_groups(self) -> bool:
+        """Whether a draft never holds what was learned from a request of another group.
+
+        Groups still share the memory, in which contexts of one may evict another's.
+        """
+        ...
+
+    def start(self, handle: int, prompt: Ints, group: int = 0) -> None:
+        """Take in the prompt of a request that begins to decode, and of which group it is."""
         ...
 
     def observe(self, rows: VerifiedRows) -> None:

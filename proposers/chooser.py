@@ -19,6 +19,9 @@ chain and its level. For a member that draws, q of an emitted token is taken fro
 before that token, i.e. from a table that may have learned since the start: exactly the start's q as
 far as one step reaches, and only a few rows more beyond. The rows of a step are held back from the
 members until its tokens have been scored, so no table is judged on what it has just been told.
+
+What the members are worth is learned from the requests of all groups together; what they draft is
+not, if all of them keep groups apart.
 """
 
 from collections.abc import Mapping
@@ -86,6 +89,7 @@ class ChooserDrafter:
         self.names, self.members = tuple(members), tuple(members.values())
         self.draft_length = draft_length
         self.wants_rows = any(member.wants_rows for member in self.members)
+        self.has_groups = all(member.has_groups for member in self.members)
         self.wants_emitted = any(member.wants_emitted for member in self.members)
         self.chosen = np.zeros(len(members), np.int64)  # how often each was
         self._drawing = drawing[0] if drawing else -1
@@ -95,10 +99,10 @@ class ChooserDrafter:
         self._free = list(range(8))
         self._rows: VerifiedRows | None = None
 
-    def start(self, handle: int, prompt: Ints) -> None:
+    def start(self, handle: int, prompt: Ints, group: int = 0) -> None:
         """Give every member the prompt, shape (n,) int32."""
         for member in self.members:
-            member.start(handle, prompt)
+            member.start(handle, prompt, group)
 
     def observe(self, rows: VerifiedRows) -> None:
         """Keep the rows until the tokens that they emitted are known and scored."""

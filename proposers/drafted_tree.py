@@ -10,9 +10,10 @@ from typing import Any
 from numba import njit
 
 from proposers.acceptance import expected_acceptance
+from proposers.context_keys import context_keys
 from proposers.mixture import mix
 from proposers.stand import reshape_law
-from proposers.table import context_keys, longest_match
+from proposers.table import longest_match
 
 
 @njit(inline="always")
@@ -41,6 +42,7 @@ def node_law(
     order: Any,
     context: Any,
     begin: Any,
+    salt: Any,
     temperature: Any,
     top_k: Any,
     top_p: Any,
@@ -57,7 +59,7 @@ def node_law(
     That of :class:`proposers.stand.StandDrafter`, cut to its ``support`` most probable tokens. At
     temperature 0 it is the mean law itself: candidates are ranked by it, none is drawn from it.
     """
-    longest = context_keys(context, begin, order, order, keys)
+    longest = context_keys(context, begin, order, order, keys, salt)
     slot, matched = longest_match(table, keys, longest)
     n, chance = 0, 0.0
     if slot >= 0:

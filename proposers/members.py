@@ -21,10 +21,11 @@ from numba import njit
 
 from proposers.aded import AdedDrafter
 from proposers.batch import Drafter, DraftRequests, Drafts, Longs
+from proposers.context_keys import context_keys, salt_at
 from proposers.prompt_lookup import PromptLookupDrafter
 from proposers.stand import StandDrafter
 from proposers.suffix import SuffixDrafter
-from proposers.table import context_keys, find
+from proposers.table import find
 from proposers.token_recycling import TokenRecyclingDrafter
 
 LEVELS = 16
@@ -62,7 +63,7 @@ def look(drafter: Drafter, requests: DraftRequests) -> Look:
         levels = np.zeros(len(requests), np.int64)
         _stand_levels(
             drafter.table.arrays, drafter.table.order, requests.tokens, requests.rows,
-            requests.lengths, levels,
+            requests.lengths, requests.groups, levels,
         )  # fmt: skip
         return Look(drafter.most_probable(requests), levels)
     if isinstance(drafter, PromptLookupDrafter | SuffixDrafter):
@@ -75,10 +76,12 @@ def look(drafter: Drafter, requests: DraftRequests) -> Look:
 
 
 @njit(cache=True, nogil=True)
-def _stand_levels(table: Any, order: Any, tokens: Any, rows: Any, lengths: Any, levels: Any) -> Any:
+def _stand_levels(
+    table: Any, order: Any, tokens: Any, rows: Any, lengths: Any, groups: Any, levels: Any
+) -> Any:
     keys = np.empty(order, np.uint64)
     for b in range(rows.shape[0]):
-        longest = context_keys(tokens[rows[b]], 0, lengths[b], order, keys)
+        longest = context_keys(tokens[rows[b]], 0, lengths[b], order, keys, salt_at(groups, b))
         for matched in range(longest, 0, -1):
             slot = find(table, keys[matched - 1])
             if slot >= 0:

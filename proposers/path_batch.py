@@ -47,6 +47,9 @@ class PathDrafts:
 class PathDrafter(Drafter, Protocol):
     """A drafter that can propose several paths for a request."""
 
-    def draft_paths(self, requests: DraftRequests) -> PathDrafts:
-        """Propose paths for every request; none deeper than its budget."""
+    def draft_paths(self, requests: DraftRequests, min_survival: float = 0.0) -> PathDrafts:
+        """Propose paths for every request; none deeper than its budget.
+
+        No candidate that is expected to be reached and accepted with less than ``min_survival``.
+        """
         ...

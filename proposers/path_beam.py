@@ -32,6 +32,7 @@ from typing import Any
 import numpy as np
 from numba import njit
 
+from proposers.context_keys import salt_at
 from proposers.drafted_tree import child_reach, node_context, node_law, write_paths
 from proposers.noise import exponential, row_key
 from proposers.path_candidates import first_places
@@ -107,14 +108,7 @@ def draft_beam(
     order: Any,
     width: Any,
     most_paths: Any,
-    texts: Any,
-    rows: Any,
-    lengths: Any,
-    budgets: Any,
-    temperatures: Any,
-    top_k: Any,
-    top_p: Any,
-    noise_keys: Any,
+    asked: Any,
     uniforms: Any,
     min_survival: Any,
     interpolation: Any,
@@ -125,6 +119,7 @@ def draft_beam(
     out_laws: Any,
 ) -> Any:
     """Fill the paths of every request; uniforms (B, 1 + width (L - 1), E), a row for each node."""
+    texts, rows, lengths, budgets, temperatures, top_k, top_p, noise_keys, groups = asked
     steps = out_tokens.shape[2]
     size, whole = 1 + width * steps, 2 * table.ids.shape[1]
     keys, context = np.empty(order, np.uint64), np.empty(order, np.int32)
@@ -141,6 +136,7 @@ def draft_beam(
         made[:] = 0
         parents[0], phi[0], perturbed[0], reach[0] = -1, 0.0, 0.0, 1.0
         text, cold = texts[rows[b]], temperatures[b] == 0
+        salt = salt_at(groups, b)
         low, high = 0, 1
         for depth in range(min(budgets[b], steps)):
             for v in range(low, high):
@@ -148,7 +144,7 @@ def draft_beam(
                 offered[w] = 0
                 begin = node_context(tokens, parents, v, text, lengths[b], order, context)
                 n, chance = node_law(
-                    table, order, context, begin, temperatures[b], top_k[b], top_p[b],
+                    table, order, context, begin, salt, temperatures[b], top_k[b], top_p[b],
                     interpolation, support, keys, ids, mean, law_ids[v], laws[v],
                 )  # fmt: skip
                 # Judged before the candidates are drawn, from the prefix and its law: lossless.

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numba import njit
 
+from proposers.context_keys import salt_at
 from proposers.drafted_tree import child_reach, node_context, node_law, write_paths
 from proposers.path_tree import choose
 
@@ -48,14 +49,7 @@ def draft_spread(
     table: Any,
     order: Any,
     scheme: Any,
-    texts: Any,
-    rows: Any,
-    lengths: Any,
-    budgets: Any,
-    temperatures: Any,
-    top_k: Any,
-    top_p: Any,
-    noise_keys: Any,
+    asked: Any,
     uniforms: Any,
     min_survival: Any,
     interpolation: Any,
@@ -66,6 +60,7 @@ def draft_spread(
     out_laws: Any,
 ) -> Any:
     """Fill the paths of every request; uniforms (B, P L), one for each node but the root."""
+    texts, rows, lengths, budgets, temperatures, top_k, top_p, noise_keys, groups = asked
     most, steps = out_tokens.shape[1:]
     size, width = 1 + most * steps, 2 * table.ids.shape[1]
     keys, context = np.empty(order, np.uint64), np.empty(order, np.int32)
@@ -81,13 +76,14 @@ def draft_spread(
         made[:] = 0
         parents[0], leaves[0], reach[0] = -1, most, 1.0
         text, cold = texts[rows[b]], temperatures[b] == 0
+        salt = salt_at(groups, b)
         v, nodes = 0, 1
         while v < nodes:
             first_child[v] = nodes
             if depths[v] < min(budgets[b], steps):
                 begin = node_context(tokens, parents, v, text, lengths[b], order, context)
                 n, chance = node_law(
-                    table, order, context, begin, temperatures[b], top_k[b], top_p[b],
+                    table, order, context, begin, salt, temperatures[b], top_k[b], top_p[b],
                     interpolation, support, keys, ids, mean, law_ids[v], laws[v],
                 )  # fmt: skip
                 if n > 0 and reach[v] * chance >= min_survival:

@@ -109,8 +109,11 @@ class StandPathDrafter(StandDrafter):
             np.random.PCG64(np.random.SeedSequence([seed, 0x9A7B5]))
         )
 
-    def draft_paths(self, requests: DraftRequests) -> PathDrafts:
-        """Draft up to ``paths`` paths of ``min(draft_length, budget)`` tokens for every request."""
+    def draft_paths(self, requests: DraftRequests, min_survival: float = 0.0) -> PathDrafts:
+        """Draft up to ``paths`` paths of ``min(draft_length, budget)`` tokens for every request.
+
+        ``min_survival`` holds for this call where it is above the drafter's own.
+        """
         batch, steps, paths = len(requests), self.draft_length, self.paths
         made = PathDrafts(
             tokens=np.full((batch, paths, steps), -1, np.int32),
@@ -118,28 +121,22 @@ class StandPathDrafter(StandDrafter):
             law_ids=np.full((batch, paths, steps, self._support), -1, np.int32),
             laws=np.zeros((batch, paths, steps, self._support), np.float64),
         )
-        given = (
-            requests.tokens, requests.rows, requests.lengths, requests.budgets,
-            requests.temperatures, requests.top_k, requests.top_p, requests.noise_keys,
-        )  # fmt: skip
-        settings = (self.min_survival, self.interpolation, self._support)
+        asked = requests.arrays()
+        least = max(self.min_survival, float(min_survival))
+        settings = (least, self.interpolation, self._support)
         out = (made.tokens, made.lengths, made.law_ids, made.laws)
         table, order = self.table.arrays, self.table.order
         if self.drafting == "beam":
             nodes = 1 + self.candidates * (steps - 1)
             uniforms = self._path_rng.random((batch, nodes, self._support))
-            draft_beam(
-                table, order, self.candidates, paths, *given, uniforms, *settings, *out
-            )  # fmt: skip
+            draft_beam(table, order, self.candidates, paths, asked, uniforms, *settings, *out)
         elif self.shape is None:
             uniforms = self._path_rng.random((batch, paths * steps))
-            draft_spread(table, order, _SCHEMES[self.drafting], *given, uniforms, *settings, *out)
+            draft_spread(table, order, _SCHEMES[self.drafting], asked, uniforms, *settings, *out)
         else:
             uniforms = self._path_rng.random((batch, len(self.shape.nodes)))
             scheme = _SCHEMES[self.drafting]
-            draft_tree(
-                table, order, self.shape.arrays, scheme, *given, uniforms, *settings, *out
-            )  # fmt: skip
+            draft_tree(table, order, self.shape.arrays, scheme, asked, uniforms, *settings, *out)
         return made
 
 

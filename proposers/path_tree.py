@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numba import njit
 
+from proposers.context_keys import salt_at
 from proposers.drafted_tree import child_reach, node_context, node_law, write_paths
 from proposers.noise import exponential, row_key
 from proposers.path_candidates import draw_rest, first_places
@@ -60,14 +61,7 @@ def draft_tree(
     order: Any,
     shape: Any,
     scheme: Any,
-    texts: Any,
-    rows: Any,
-    lengths: Any,
-    budgets: Any,
-    temperatures: Any,
-    top_k: Any,
-    top_p: Any,
-    noise_keys: Any,
+    asked: Any,
     uniforms: Any,
     min_survival: Any,
     interpolation: Any,
@@ -78,6 +72,7 @@ def draft_tree(
     out_laws: Any,
 ) -> Any:
     """Fill the paths of every request; uniforms (B, N), one for each node but the root."""
+    texts, rows, lengths, budgets, temperatures, top_k, top_p, noise_keys, groups = asked
     size, width = shape.parents.shape[0], 2 * table.ids.shape[1]
     keys, context = np.empty(order, np.uint64), np.empty(order, np.int32)
     ids, mean = np.empty(width, np.int32), np.empty(width)
@@ -91,6 +86,7 @@ def draft_tree(
         reach[:] = -1.0  # not drafted
         reach[0] = 1.0
         text, cold = texts[rows[b]], temperatures[b] == 0
+        salt = salt_at(groups, b)
         distinct = scheme != IID or cold or noise_keys[b] != 0
         for v in range(size):
             count, depth = shape.child_counts[v], shape.depths[v]
@@ -98,7 +94,7 @@ def draft_tree(
                 continue
             begin = node_context(tokens, shape.parents, v, text, lengths[b], order, context)
             n, chance = node_law(
-                table, order, context, begin, temperatures[b], top_k[b], top_p[b],
+                table, order, context, begin, salt, temperatures[b], top_k[b], top_p[b],
                 interpolation, support, keys, ids, mean, law_ids[v], laws[v],
             )  # fmt: skip
             # Judged before the candidates are drawn, from the prefix and its law: lossless.

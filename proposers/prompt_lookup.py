@@ -93,6 +93,7 @@ class PromptLookupDrafter:
 
     wants_rows = False
     wants_emitted = False
+    has_groups = True
 
     def __init__(
         self,
@@ -114,7 +115,7 @@ class PromptLookupDrafter:
         self.draft_length, self.longest, self.shortest = draft_length, longest, shortest
         self._earliest = occurrence == "earliest"
 
-    def start(self, handle: int, prompt: Ints) -> None:
+    def start(self, handle: int, prompt: Ints, group: int = 0) -> None:
         """Nothing to learn: the text itself is the table."""
 
     def observe(self, rows: VerifiedRows) -> None:

@@ -9,10 +9,11 @@ from numba import njit
 
 from proposers.acceptance import expected_acceptance
 from proposers.batch import Doubles, DraftRequests, Drafts, Followed, Ints, VerifiedRows
+from proposers.context_keys import context_keys, salt_at
 from proposers.length.features import NAMES, write_features
 from proposers.mixture import mix
 from proposers.noise import exponential, row_key
-from proposers.table import StandTable, context_keys, longest_match
+from proposers.table import StandTable, longest_match
 
 _DRAWN = np.zeros((0, 0), np.int32)
 
@@ -88,14 +89,7 @@ def draw_race(law_ids: Any, law: Any, n: Any, row: Any) -> Any:
 def _draft(
     table: Any,
     order: Any,
-    tokens: Any,
-    rows: Any,
-    lengths: Any,
-    budgets: Any,
-    temperatures: Any,
-    top_k: Any,
-    top_p: Any,
-    noise_keys: Any,
+    asked: Any,
     uniforms: Any,
     min_survival: Any,
     interpolation: Any,
@@ -107,6 +101,7 @@ def _draft(
     features: Any,
 ) -> Any:
     """Chains of every request: drawn, or, when ``given`` has rows, along the given tokens."""
+    tokens, rows, lengths, budgets, temperatures, top_k, top_p, noise_keys, groups = asked
     keys = np.empty(order, np.uint64)
     steps = out_tokens.shape[1]
     text = np.empty(order + steps, np.int32)
@@ -115,9 +110,9 @@ def _draft(
     for b in range(rows.shape[0]):
         tail = min(order, lengths[b])
         text[:tail] = tokens[rows[b], lengths[b] - tail : lengths[b]]
-        survival = 1.0
+        salt, survival = salt_at(groups, b), 1.0
         for i in range(min(steps, budgets[b])):
-            longest = context_keys(text, 0, tail + i, order, keys)
+            longest = context_keys(text, 0, tail + i, order, keys, salt)
             slot, matched = longest_match(table, keys, longest)
             if slot < 0:
                 break
@@ -190,6 +185,7 @@ class StandDrafter:
     """
 
     wants_rows = True
+    has_groups = True
 
     def __init__(
         self,
@@ -219,10 +215,10 @@ class StandDrafter:
         """Whether the table weighs emitted tokens."""
         return self.table.emitted_weight > 0
 
-    def start(self, handle: int, prompt: Ints) -> None:
+    def start(self, handle: int, prompt: Ints, group: int = 0) -> None:
         """Take in a prompt, shape (n,) int32."""
         if self.prompt_visits:
-            self.table.observe_text(prompt)
+            self.table.observe_text(prompt, group)
 
     def observe(self, rows: VerifiedRows) -> None:
         """Take in the target laws of one step."""
@@ -261,9 +257,8 @@ class StandDrafter:
             features=features,
         )
         _draft(
-            self.table.arrays, self.table.order, requests.tokens, requests.rows, requests.lengths,
-            requests.budgets, requests.temperatures, requests.top_k, requests.top_p,
-            requests.noise_keys, uniforms, self.min_survival, self.interpolation, given,
-            drafts.tokens, drafts.lengths, drafts.law_ids, drafts.law_probabilities, features,
+            self.table.arrays, self.table.order, requests.arrays(), uniforms, self.min_survival,
+            self.interpolation, given, drafts.tokens, drafts.lengths, drafts.law_ids,
+            drafts.law_probabilities, features,
         )  # fmt: skip
         return drafts

@@ -59,6 +59,7 @@ class SuffixDrafter:
 
     wants_rows = False
     wants_emitted = False
+    has_groups = False
 
     def __init__(
         self,
@@ -95,7 +96,7 @@ class SuffixDrafter:
         self._prompts: dict[int, Ints] = {}  # of requests that no draft was asked for so far
         self._learned: dict[int, int] = {}  # tokens of each other request that its trees hold
 
-    def start(self, handle: int, prompt: Ints) -> None:
+    def start(self, handle: int, prompt: Ints, group: int = 0) -> None:
         """Keep the prompt, shape (n,) int32; the first draft builds the request's tree from it.
 
         As in vLLM: to start a request may evict an answer that others of the step still draft from.

@@ -16,14 +16,13 @@ from numba import njit
 from numpy.typing import NDArray
 
 from proposers.batch import Ints, VerifiedRows
-from proposers.noise import mix64
+from proposers.context_keys import context_keys, salt_at, salt_of
 
 ENTRIES = 10  # of the paper; an option
 MAX_ENTRIES = 32
 MAX_EMITTED_WEIGHT = 1000  # 1e39 would overflow float32 and leave laws of NaN
 MAX_ORDER = 8
 BUCKET = 8  # slots: one cache line of keys
-_SALT = np.uint64(0x5350454350524F4F)
 _NOTHING = np.zeros(0, np.int32)
 _NO_WEIGHTS = np.zeros(0)
 
@@ -56,12 +55,6 @@ def least_bytes(entries: int) -> int:
 def capacity(entries: int, budget_bytes: int) -> int:
     """The largest power of two of slots that fits a budget of at least :func:`least_bytes`."""
     return 1 << (((budget_bytes - _CLOCK_BYTES) // bytes_per_slot(entries)).bit_length() - 1)
-
-
-@njit(inline="always")
-def extend_key(key: Any, token: Any) -> Any:
-    """The hash of a context grown by one older token."""
-    return mix64(key ^ (np.uint64(token) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15))
 
 
 @njit(inline="always")
@@ -108,17 +101,6 @@ def longest_match(table: Any, keys: Any, longest: Any) -> Any:
             table.used[slot] = np.uint32(table.clock[0])
             return slot, order
     return -1, 0
-
-
-@njit(inline="always")
-def context_keys(tokens: Any, begin: Any, end: Any, order: Any, keys: Any) -> Any:
-    """Fill ``keys[m-1]`` with the hash of the last m tokens of tokens[begin:end]; count them."""
-    key = _SALT
-    longest = min(order, end - begin)
-    for m in range(longest):
-        key = extend_key(key, tokens[end - 1 - m])
-        keys[m] = key if key != 0 else np.uint64(1)
-    return longest
 
 
 @njit(inline="always")
@@ -200,6 +182,7 @@ def _observe(
     tokens: Any,
     begins: Any,
     ends: Any,
+    groups: Any,
     ids: Any,
     probabilities: Any,
     emitted: Any,
@@ -219,22 +202,22 @@ def _observe(
         row_ids[entries] = -1
         if emitted.shape[0] and emitted[r] >= 0 and weights[r] > 0:
             weigh_up(row_ids, row, emitted[r], weights[r])
-        longest = context_keys(tokens, begins[r], ends[r], order, keys)
+        longest = context_keys(tokens, begins[r], ends[r], order, keys, salt_at(groups, r))
         for m in range(longest):
             slot = find_or_claim(table, keys[m])
             visit(table, slot, row_ids, row, decay, cap, merged_ids, merged)
 
 
 @njit(cache=True, nogil=True)
-def _observe_text(table: Any, order: Any, tokens: Any, decay: Any, cap: Any) -> Any:
+def _observe_text(table: Any, order: Any, tokens: Any, group: Any, decay: Any, cap: Any) -> Any:
     keys = np.empty(order, np.uint64)
     merged_ids = np.empty(table.ids.shape[1] + 1, np.int32)
     merged = np.empty(merged_ids.shape[0], np.float32)
     one = np.ones(1, np.float32)
     table.clock[0] += 1
-    now = np.uint32(table.clock[0])
+    now, salt = np.uint32(table.clock[0]), salt_of(group)
     for end in range(1, tokens.shape[0]):
-        longest = context_keys(tokens, 0, end, order, keys)
+        longest = context_keys(tokens, 0, end, order, keys, salt)
         for m in range(longest):
             slot = find(table, keys[m])
             if slot >= 0 and table.used[slot] != now:
@@ -337,31 +320,36 @@ class StandTable:
     def observe(self, rows: VerifiedRows) -> None:
         """Visit every order of every row's context with the row's law; one call a step.
 
-        Of wider laws than the table's the most probable entries are taken.
+        A row teaches the contexts of its group. Of wider laws than the table's the most probable
+        entries are taken.
         """
         known = rows.emitted if self.emitted_weight > 0 else _NOTHING
         coldness = np.maximum(1 - rows.temperatures, 0) if known.size else _NO_WEIGHTS
         weights = (self.emitted_weight * coldness).astype(np.float32)
         with self.lock:
             _observe(
-                self.arrays, self.order, rows.tokens, rows.begins, rows.ends,
+                self.arrays, self.order, rows.tokens, rows.begins, rows.ends, rows.groups,
                 rows.ids, rows.probabilities, known, weights, self._decay, self._cap,
             )  # fmt: skip
 
-    def observe_text(self, tokens: Ints) -> None:
+    def observe_text(self, tokens: Ints, group: int = 0) -> None:
         """Visit the contexts of a known text (a prompt) with its own next tokens as point masses.
 
         Only contexts that the table did not know before this text are visited. A prompt that comes
         again, as several samples or further turns, would otherwise wear out what the target's laws
         taught: on recorded trajectories that costs 0.02 of block efficiency.
+
+        ``group`` is the text's, 0..2^64 - 1; OverflowError for another number.
         """
         with self.lock:
-            _observe_text(self.arrays, self.order, tokens, self._decay, self._cap)
+            _observe_text(self.arrays, self.order, tokens, np.uint64(group), self._decay, self._cap)
 
-    def look_up(self, context: Ints) -> tuple[Ints, NDArray[np.float32], float, int] | None:
-        """The longest known suffix of ``context``: (ids, mean law, count, order), or None."""
+    def look_up(
+        self, context: Ints, group: int = 0
+    ) -> tuple[Ints, NDArray[np.float32], float, int] | None:
+        """The longest suffix of ``context`` that its group knows: (ids, mean law, count, order)."""
         keys = np.empty(self.order, np.uint64)
-        slot, order = _look_up(self.arrays, self.order, context, keys)
+        slot, order = _look_up(self.arrays, self.order, context, np.uint64(group), keys)
         if slot < 0:
             return None
         ids = self.arrays.ids[slot]
@@ -371,6 +359,6 @@ class StandTable:
 
 
 @njit(cache=True)
-def _look_up(table: Any, order: Any, context: Any, keys: Any) -> Any:
-    longest = context_keys(context, 0, context.shape[0], order, keys)
+def _look_up(table: Any, order: Any, context: Any, group: Any, keys: Any) -> Any:
+    longest = context_keys(context, 0, context.shape[0], order, keys, salt_of(group))
     return longest_match(table, keys, longest)

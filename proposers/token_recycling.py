@@ -102,6 +102,7 @@ class TokenRecyclingDrafter:
 
     wants_rows = True
     wants_emitted = False
+    has_groups = False
 
     def __init__(
         self,
@@ -122,7 +123,7 @@ class TokenRecyclingDrafter:
         self.table = np.full((capacity, candidates), -1, np.int32)
         self.masses = np.zeros(capacity, np.float32)  # the first candidate's, 0 from a prompt
 
-    def start(self, handle: int, prompt: Ints) -> None:
+    def start(self, handle: int, prompt: Ints, group: int = 0) -> None:
         """Fill empty rows from a prompt, shape (n,) int32."""
         if self.prompt_visits:
             _observe_text(self.table, self.masses, prompt)

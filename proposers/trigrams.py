@@ -14,7 +14,8 @@ import numpy as np
 from numba import njit
 
 from proposers.batch import Ints
-from proposers.table import StandTable, context_keys, find, find_or_claim
+from proposers.context_keys import SALT, context_keys
+from proposers.table import StandTable, find, find_or_claim
 
 ORDER = 2
 
@@ -22,7 +23,7 @@ ORDER = 2
 @njit(inline="always")
 def pair_slot(table: Any, pair: Any, keys: Any) -> Any:
     """The slot of a pair of tokens, shape (2,), or -1."""
-    context_keys(pair, 0, ORDER, ORDER, keys)
+    context_keys(pair, 0, ORDER, ORDER, keys, SALT)
     return find(table, keys[ORDER - 1])
 
 
@@ -62,7 +63,7 @@ def _learn(table: Any, text: Any, begin: Any, end: Any, decay: Any, known_too: A
     table.clock[0] += 1
     now = np.uint32(table.clock[0])
     for i in range(max(begin, ORDER), end):
-        context_keys(text, i - ORDER, i, ORDER, keys)
+        context_keys(text, i - ORDER, i, ORDER, keys, SALT)
         if not known_too:
             slot = find(table, keys[ORDER - 1])
             if slot >= 0 and table.used[slot] != now:

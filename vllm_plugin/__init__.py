@@ -36,12 +36,13 @@ PROPOSERS = ("Stand", "SpecTr", "PromptLookup", "Suffix", "TokenRecycling", "Ade
 
 def register() -> None:
     """Prepare this process: preload, start-up checks and fixes of vLLM faults; safe to repeat."""
-    from vllm_plugin import cpu_repair, guard, let_through, openmp
+    from vllm_plugin import cpu_repair, draft_delivery, guard, let_through, openmp
 
     openmp.preload_for_children()
     guard.install()
     let_through.install_in_frontend()
     cpu_repair.install_on_cpu()
+    draft_delivery.install_where_core_is()
 
 
 def __getattr__(name: str) -> Any:

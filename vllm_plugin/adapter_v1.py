@@ -8,18 +8,21 @@ was reordered, the request preempted or the chain cut short in between. Several 
 
 from __future__ import annotations
 
-import itertools
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
 from proposers import Drafter, DraftRequests
-from proposers.noise import request_key
-from vllm_plugin import without_drafts
-from vllm_plugin.lessons import Ints, Laws, Stretch, laws_of, verified_rows
+from proposers.batch import Longs
+from vllm_plugin import limits, without_drafts
+from vllm_plugin.length_control import Batch, LengthControl
+from vllm_plugin.lessons import Ints, Stretch, laws_of
 from vllm_plugin.pending import NO_DRAFTS, Chain, PendingDraft, point_masses
 from vllm_plugin.row_log import RowLog
+from vllm_plugin.served import ServedRequests
+from vllm_plugin.step_clock import NOTHING_HELD, StepClock
+from vllm_plugin.teacher import Teacher
 from vllm_plugin.verifier import Request, Verifier
 from vllm_plugin.without_drafts import WithoutDrafts
 
@@ -45,20 +48,18 @@ class V1Adapter:
         draft_length: int,
         max_model_len: int,
         row_log: RowLog | None = None,
+        control: LengthControl | None = None,
     ) -> None:
         self.drafter = drafter
         self.rule = rule
-        self.order = order
         self.entries = entries
-        self.row_log = row_log
         self.draft_length = draft_length
         self.max_model_len = max_model_len
         self.pending: dict[str, Any] = {}
         self.left_over: dict[str, Any] = {}
-        self.started: set[str] = set()
-        self.noise_keys: dict[str, int] = {}
-        self.handles: dict[str, int] = {}
-        self._handles = itertools.count()
+        self.served = ServedRequests(drafter.has_groups)
+        self.teacher = Teacher(self.served, order, draft_length, row_log)
+        self.control = LengthControl(None, draft_length) if control is None else control
         self.runner: Any = None
         self.verifier: Any = None
         self._without: WithoutDrafts | None = None
@@ -70,6 +71,9 @@ class V1Adapter:
         self.runner = runner
         self.verifier = self.make_verifier(runner)
         self._without = WithoutDrafts(runner)
+        self.control.report.start()
+        if self.control.wants_times:
+            StepClock.install(runner)
         # Near max_model_len vLLM would throw away the drafts of the whole batch and verify zeros in
         # their place; ours never pass that length (`_budget`).
         runner.effective_drafter_max_model_len = runner.max_model_len + runner.num_spec_tokens + 1
@@ -82,16 +86,21 @@ class V1Adapter:
         """One step's tokens: learn from its rows, then verify, or sample as vLLM does."""
         self.serve(runner)
         self.verifier.forget_stale_budgets()
+        self._forget_finished()  # an id may be another request's already
         logits = logits.float()
         requests = self._requests(metadata)
-        stretches = [s for r in requests if not r.discarded for s in self.stretches(r)]
-        wanted = stretches if self.drafter.wants_rows else []
-        laws = laws_of(logits, wanted, self.entries)  # before the logits are processed in place
+        heard = [r for r in requests if self.teacher.hears(runner.input_batch, r)]
+        stretches: list[Stretch] = []
+        if self.drafter.wants_rows:
+            stretches = [s for r in heard for s in self.stretches(r)]
+        laws = laws_of(logits, stretches, self.entries)  # before logits are processed in place
         output = self.verify(requests, metadata, logits, stock)
         sampled = output.sampled_token_ids.cpu().numpy()
         emitted = [sampled[r.index][sampled[r.index] >= 0] for r in requests]
         self.settle(requests, emitted)
-        self._learn(requests, stretches, laws, emitted)
+        self._tell(requests, emitted)
+        batch = runner.input_batch
+        self.teacher.teach(self.drafter, self.control, batch, heard, stretches, laws, emitted)
         return output
 
     def verify(self, requests: list[Any], metadata: Any, logits: Tensor, stock: Any) -> Any:
@@ -112,6 +121,20 @@ class V1Adapter:
                 if rest is not None and not r.chain.has_bonus:
                     self.left_over[self.runner.input_batch.req_ids[r.index]] = rest
 
+    def _tell(self, requests: list[Any], emitted: list[Ints]) -> None:
+        """Show the control what became of the drafts."""
+        going = [r for r in requests if not r.discarded]
+        ids = self.runner.input_batch.req_ids
+        self.control.verified(
+            self.served.handles([ids[r.index] for r in going]),
+            np.array([self.drafted(r) for r in going], np.int64),
+            np.array([max(emitted[r.index].shape[0] - 1, 0) for r in going], np.int64),
+        )
+
+    def drafted(self, request: Any) -> int:
+        """Tokens that were verified for a request besides its last one."""
+        return int(request.scheduled.shape[0])
+
     def stretches(self, request: Any) -> list[Stretch]:
         """Every row of a request, with the drafts it stands behind."""
         return [
@@ -119,60 +142,74 @@ class V1Adapter:
         ]
 
     def propose(self, sampled: list[list[int]], lengths: Ints, tokens: Ints) -> list[list[int]]:
-        """Drafts of every request that sampled in this step and has room for them."""
-        self._forget_finished()
-        batch, requests = self.runner.input_batch, self.runner.requests
+        """Drafts of requests that sampled in this step, as many as are worth verifying."""
+        clock = getattr(self.runner, "specproof_step_clock", None)  # whoever installed it
+        self.control.begin(NOTHING_HELD if clock is None else clock.holding)
+        proposed = self._proposed(sampled, lengths, tokens)
+        self.control.end()
+        return proposed
+
+    def _proposed(self, sampled: list[list[int]], lengths: Ints, tokens: Ints) -> list[list[int]]:
+        batch = self.runner.input_batch
+        req_ids = batch.req_ids
         proposed: list[list[int]] = [[] for _ in sampled]
-        rows, budgets = [], []
+        going, caps, others = [], [], 0
+        waiting = (self.draft_length + 1) * len(self.pending)
+        room = limits.room_in_step(self.runner, sampled, waiting)
         for i, new in enumerate(sampled):
             if not new:
                 continue
-            request_id, length = batch.req_ids[i], int(lengths[i])
-            budget = self._budget(requests[request_id], length)
+            request_id, length = req_ids[i], int(lengths[i])
+            cap = self._budget(request_id, length)
             rest = self.left_over.pop(request_id, None)
-            if budget <= 0 or self._reason(i) is not None:
-                continue
-            if rest is not None and rest.text_length == length:
+            if self._reason(i) is not None:
+                cap = 0
+            if cap > 0 and rest is not None and rest.text_length == length:
+                # Drawn and seen already, so no policy may drop it.
                 proposed[i] = self.keep(request_id, rest, int(tokens[i, length - 1]))
-            else:
-                rows.append(i)
-                budgets.append(budget)
-        if not rows:
+                others += len(proposed[i])
+                cap = 0
+            going.append(i)
+            caps.append(cap)
+        most = np.maximum(np.array(caps, np.int64), 0)
+        if not most.any():
             return proposed
-        index = np.array(rows, np.int64)
-        ids = [batch.req_ids[i] for i in rows]
-        top_k = batch.top_k_cpu[index].astype(np.int64)
-        drafts = self.draft(
-            DraftRequests(
-                tokens=tokens,
-                rows=index,
-                lengths=lengths[index].astype(np.int64),
-                budgets=np.array(budgets, np.int64),
-                temperatures=batch.temperature_cpu[index].astype(np.float64),
-                top_k=np.where(top_k < batch.vocab_size, top_k, 0),
-                top_p=batch.top_p_cpu[index].astype(np.float64),
-                noise_keys=np.array([self.noise_keys[r] for r in ids], np.uint64),
-                handles=np.array([self.handles[r] for r in ids], np.int64),
-            )
+        handles = self.served.handles([req_ids[i] for i in going])
+        step = Batch(handles, most, others, max(room - len(going) - others, 0))
+        ahead = self.control.ahead(step)
+        if ahead == 0:
+            return proposed
+        places = np.flatnonzero(most)
+        rows = np.array(going, np.int64)[places]
+        budgets = np.minimum(most[places], ahead)
+        asked = self.served.draft_requests(
+            batch, tokens, rows, lengths[rows].astype(np.int64), budgets
         )
-        for i, request_id, pending in zip(rows, ids, drafts, strict=True):
+        for i, pending in zip(rows.tolist(), self.draft(asked, step, places), strict=True):
             if pending is not None:
-                proposed[i] = self.keep(request_id, pending, int(tokens[i, int(lengths[i]) - 1]))
+                last = int(tokens[i, int(lengths[i]) - 1])
+                proposed[i] = self.keep(req_ids[i], pending, last)
         return proposed
 
-    def draft(self, requests: DraftRequests) -> list[Any]:
-        """What was drafted for each request, or None."""
+    def draft(self, requests: DraftRequests, step: Batch, places: Longs) -> list[Any]:
+        """What is verified of the drafts for each request, or None; ``places`` in the step."""
         drafts = self.drafter.draft(requests)
+        apart = np.zeros(len(drafts), np.bool_)
+        if self.rule == "block":
+            apart[:] = [self._may_need_a_block(n) for n in requests.lengths.tolist()]
+        lengths = self.control.cut(step, places, drafts, requests.temperatures, apart)
         return [
             PendingDraft(
-                int(requests.lengths[b]),
+                text_length,
                 drafts.tokens[b, :n],
                 drafts.law_ids[b, :n],
                 drafts.law_probabilities[b, :n],
             )
             if n
             else None
-            for b, n in enumerate(drafts.lengths)
+            for b, (n, text_length) in enumerate(
+                zip(lengths.tolist(), requests.lengths.tolist(), strict=True)
+            )
         ]
 
     def keep(self, request_id: str, pending: Any, last: int) -> list[int]:
@@ -181,13 +218,11 @@ class V1Adapter:
         flat: list[int] = pending.flat()
         return flat
 
-    def _budget(self, request: Any, length: int) -> int:
-        """Drafts that can still be emitted within the model's and the request's own limit."""
-        budget = min(self.draft_length, self.max_model_len - length - 1)
-        parameters = request.sampling_params
-        if parameters is not None and parameters.max_tokens is not None:
-            budget = min(budget, parameters.max_tokens - len(request.output_token_ids) - 1)
-        return budget
+    def _budget(self, request_id: str, length: int) -> int:
+        """Drafts that can still be emitted within the model's and the request's own limits."""
+        own = min(self.draft_length, self.served[request_id].limit)
+        most = min(own, self.max_model_len - length - 1)
+        return limits.budget_of(self.runner.requests[request_id], most)
 
     def _requests(self, metadata: Any) -> list[Any]:
         """What each request of the batch has to be verified, in the order of its rows."""
@@ -203,11 +238,12 @@ class V1Adapter:
         for i in range(count):
             n = drafted[i]
             request_id = batch.req_ids[i]
-            if request_id not in self.noise_keys:
+            if request_id not in self.served:
                 self._admit(i)
-            drafts = scheduled[first_draft : first_draft + n]
             # Without drafts, even vLLM's own fillers are left alone, whatever they are.
-            drafts = _NO_TOKENS if self._reason(i) else _before_fillers(drafts)
+            drafts = _NO_TOKENS
+            if n and self._reason(i) is None:
+                drafts = _before_fillers(scheduled[first_draft : first_draft + n])
             text_length = int(batch.num_tokens_no_spec[i])
             pending = None
             if not discarded[i]:
@@ -244,32 +280,20 @@ class V1Adapter:
             text_length=text_length,
             first_row=first_row,
             scheduled=scheduled,
-            key=self.noise_keys[self.runner.input_batch.req_ids[index]],
+            key=self.served[self.runner.input_batch.req_ids[index]].noise_key,
             discarded=discarded,
             chain=chain,
             pending=pending,
-            stepwise=self._can_ask_for_a_block(text_length),
+            stepwise=chain is not NO_DRAFTS and self._may_need_a_block(text_length),
         )
 
-    def _can_ask_for_a_block(self, text_length: int) -> bool:
-        """Whether some list of drafts would need a cache block that a shorter one does not.
-
-        For want of that block vLLM preempts the request and drops its list: a cut that looks at
-        the drafts it cuts, by their number. What is left of the list is judged and carried over
-        (:mod:`vllm_plugin.pending`), which is right for a rule that judges drafts one by one, but
-        not for one that weighs a draft by those behind it, as block does. So whether such a rule
-        may judge must depend on the place alone.
-        """
-        tables = self.runner.input_batch.block_table.block_tables
-        longest = text_length + self.draft_length
-        return any(-(-text_length // t.block_size) < -(-longest // t.block_size) for t in tables)
+    def _may_need_a_block(self, text_length: int) -> bool:
+        batch = self.runner.input_batch
+        return limits.may_need_a_block(batch, text_length, self.draft_length)
 
     def _admit(self, index: int) -> None:
         request_id = self.runner.input_batch.req_ids[index]
-        parameters = self.runner.requests[request_id].sampling_params
-        seed = None if parameters is None else parameters.seed
-        self.noise_keys[request_id] = 0 if seed is None else request_key(seed)
-        self.handles[request_id] = next(self._handles)
+        self.served.admit(request_id, self.runner.requests[request_id])
         reason = self._reason(index)
         if reason is not None:
             without_drafts.count(reason)
@@ -280,42 +304,16 @@ class V1Adapter:
         request_id = self.runner.input_batch.req_ids[index]
         return self._without.reason(index, self.runner.requests[request_id].sampling_params)
 
-    def _learn(
-        self,
-        requests: list[Any],
-        stretches: list[Stretch],
-        laws: Laws | None,
-        emitted: list[Ints],
-    ) -> None:
-        """Give the drafter each new prompt, the target law of every row, and what it emitted."""
-        batch = self.runner.input_batch
-        for r in requests:
-            request_id = batch.req_ids[r.index]
-            if not r.discarded and request_id not in self.started:
-                self.started.add(request_id)
-                if batch.req_prompt_embeds.get(r.index) is None:
-                    prompt = batch.token_ids_cpu[r.index, : batch.num_prompt_tokens[r.index]]
-                    self.drafter.start(self.handles[request_id], prompt)
-                    if self.row_log is not None:
-                        self.row_log.start(self.handles[request_id], prompt)
-        if laws is None:
-            return
-        shown = emitted if self.drafter.wants_emitted or self.row_log is not None else None
-        self.drafter.observe(verified_rows(batch, self.order, stretches, laws, shown))
-        if self.row_log is not None:
-            handles = [self.handles[batch.req_ids[s.index]] for s in stretches]
-            self.row_log.step(handles, stretches, laws, emitted)
-
     def _forget_finished(self) -> None:
-        live = self.runner.requests
-        if len(self.noise_keys) > len(live):
-            self.forget([r for r in self.noise_keys if r not in live])
+        ended = self.served.ended(self.runner.requests)
+        if ended:
+            self.forget(ended)
 
     def forget(self, request_ids: list[str]) -> None:
         """Forget requests that have ended."""
         for request_id in request_ids:
-            del self.noise_keys[request_id]
-            self.drafter.finish(self.handles.pop(request_id))
-            self.started.discard(request_id)
+            handle = self.served.forget(request_id).handle
+            self.drafter.finish(handle)
+            self.control.finish(handle)
             self.pending.pop(request_id, None)
             self.left_over.pop(request_id, None)

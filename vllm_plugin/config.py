@@ -74,9 +74,24 @@ class Options(BaseModel):
     emitted_weight: Annotated[float, Field(ge=0, le=MAX_EMITTED_WEIGHT)] = Field(
         0.7, description="extra weight of the token that a row emitted, times 1 - temperature"
     )
+    length: Literal["threshold", "fixed"] = Field(
+        "threshold",
+        description="how many drafts of num_speculative_tokens are verified: those that are "
+        "expected to save more time than they take (threshold), or all (fixed)",
+    )
+    h: Annotated[float, Field(gt=0, le=1)] | None = Field(
+        None,
+        description="SpecDec++'s rule instead of the achieved rate: a draft is verified while it "
+        "or one before it is refused with less than this probability",
+    )
+    step_times_path: Annotated[str, Field(min_length=1)] | None = Field(
+        None, description="file of specproof profile with the step times to begin with"
+    )
     prompt_visits: bool = Field(True, description="whether prompts enter the STAND table")
     min_survival: Annotated[float, Field(ge=0, lt=1)] = Field(
-        0.05, description="a STAND chain ends where its next token is less likely to be reached"
+        0.05,
+        description="a STAND chain ends where its next token is less likely to be reached; with "
+        "length threshold 0 unless it is given",
     )
     interpolation: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(
         1.0, description="how much a context's law is mixed with those of shorter ones"
@@ -137,6 +152,17 @@ def read_options(additional_config: object) -> Options:
         raise ConfigurationError(
             f"--additional-config: {SECTION}.shortest_match is {options.shortest_match}, but must "
             f"not exceed longest_match, which is {options.longest_match}"
+        )
+    for name in ("h", "step_times_path"):
+        if options.length == "fixed" and getattr(options, name) is not None:
+            raise ConfigurationError(
+                f"--additional-config: {SECTION}.{name} is {getattr(options, name)!r}, which has "
+                "no effect with length 'fixed'; drop one of them"
+            )
+    if options.h is not None and options.step_times_path is not None:
+        raise ConfigurationError(
+            f"--additional-config: {SECTION}.step_times_path has no effect with h, which looks at "
+            "no times; drop one of them"
         )
     if len(set(options.members)) < len(options.members):
         raise ConfigurationError(

@@ -179,6 +179,7 @@ def _seams() -> tuple[tuple[tuple[hooks.Hook, ...], str | None], ...]:
         (hooks.PATHS, "several candidates are refused"),
         (hooks.TABLES, "the option table_path is refused"),
         (hooks.STEPS, "steps cannot be timed"),
+        (hooks.DELIVERY, "drafts cost a message of their own in every step"),
         ((hooks.EXPAND,), "the CPU repair is not applied"),
     )
 

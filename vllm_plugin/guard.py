@@ -9,9 +9,25 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from proposers.length import step_times_file
+from proposers.length.step_times_file import StepTimesError
 from vllm_plugin import PROPOSERS as NAMES
-from vllm_plugin import hooks, metrics, path_engine, path_settings, warm_start
-from vllm_plugin.config import MAX_DRAFT_LENGTH, ConfigurationError, Options, read_options
+from vllm_plugin import (
+    draft_delivery,
+    hooks,
+    metrics,
+    path_engine,
+    path_settings,
+    request_options,
+    warm_start,
+)
+from vllm_plugin.config import (
+    MAX_DRAFT_LENGTH,
+    SECTION,
+    ConfigurationError,
+    Options,
+    read_options,
+)
 from vllm_plugin.path_settings import PathSettings
 
 _SETTINGS = {"method", "model", "num_speculative_tokens"}
@@ -79,6 +95,7 @@ def check(model: str, speculative_config: object, additional_config: object) -> 
         )
     options = read_options(_as_mapping(additional_config) or {})
     _check_packages(settings["model"], options)
+    _check_lengths(options)
     _resolve_paths(speculative_config, additional_config)
     warm_start.refuse_without_table(settings["model"], options)
     if _looks_like_a_path(model) and not Path(model).expanduser().is_dir():
@@ -118,9 +135,31 @@ def _check_table(model_config: Any, additional_config: object) -> None:
         warm_start.wait_for_saving()
 
 
-def _refuse_options_without_us(additional_config: object) -> None:
-    from vllm_plugin.config import SECTION
+def _mark(speculative_config: Any, additional_config: object) -> None:
+    """Note what front ends have to refuse."""
+    options = read_options(_as_mapping(additional_config) or {})
+    request_options.mark(speculative_config, speculative_config.model.rpartition(".")[2], options)
 
+
+def _check_lengths(options: Options) -> None:
+    """Refuse a length policy whose times cannot be had."""
+    if options.length != "threshold":
+        return
+    wrong = next((p for hook in hooks.STEPS if (p := hooks.problem(hook))), None)
+    if wrong:
+        raise ConfigurationError(
+            f"specproof cannot time steps here, set length to 'fixed': {wrong}"
+        )
+    if options.step_times_path is not None:
+        try:
+            step_times_file.read(Path(options.step_times_path).expanduser())
+        except StepTimesError as error:
+            raise ConfigurationError(
+                f"--additional-config: {SECTION}.step_times_path: {error}"
+            ) from None
+
+
+def _refuse_options_without_us(additional_config: object) -> None:
     options = _as_mapping(additional_config)
     if options and SECTION in options:
         raise ConfigurationError(
@@ -159,6 +198,8 @@ def _guarded(original: Any) -> Any:
                 path_engine.adapt(config)
             if ours:
                 _check_table(config.model_config, self.additional_config)
+                _mark(config.speculative_config, self.additional_config)
+                draft_delivery.install_in_core()
         except ConfigurationError as error:
             if _is_vllm_command():
                 sys.exit(f"specproof: {error}")  # no traceback in front of a person

@@ -9,6 +9,7 @@ speculate and says so, and leaves unrelated serving alone.
 import ast
 import importlib
 import importlib.util
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -181,6 +182,32 @@ SAMPLE_TOKENS = Hook(
     replaced=True,
 )
 STEPS = (EXECUTE_MODEL, SAMPLE_TOKENS)  # needed to time steps only
+WORKER_SAMPLE = Hook(
+    "vllm.v1.worker.gpu_worker:Worker.sample_tokens",
+    ("self", "grammar_output"),
+    "a step's drafts go to the engine core with its output; vLLM asks for them in a message of its "
+    "own, and the model stands still meanwhile",
+    "none known",
+    "vLLM sends drafts along, or schedules custom_class proposers asynchronously",
+    replaced=True,
+)
+TAKE_OUTPUT = Hook(
+    "vllm.v1.core.sched.scheduler:Scheduler.update_from_output",
+    ("self", "scheduler_output", "model_runner_output"),
+    "where a step's output, with its drafts, meets the scheduler",
+    "none known",
+    "as WORKER_SAMPLE",
+    replaced=True,
+)
+POST_STEP = Hook(
+    "vllm.v1.engine.core:EngineCore.post_step",
+    ("self", "model_executed"),
+    "asks the worker for drafts, which are there already",
+    "none known",
+    "as WORKER_SAMPLE",
+    replaced=True,
+)
+DELIVERY = (WORKER_SAMPLE, TAKE_OUTPUT, POST_STEP)  # for speed only
 RELIED_ON = (
     Hook(
         "vllm.v1.spec_decode.custom_class_proposer:create_custom_proposer",
@@ -370,6 +397,11 @@ def speculation_problem() -> str | None:
     if wrong:
         return wrong
     return next((found for hook in SPECULATION if (found := problem(hook))), None)
+
+
+def loaded(hook: Hook) -> bool:
+    """Whether this process has the seam's module already, so that installing imports nothing."""
+    return hook.target.split(":")[0] in sys.modules
 
 
 def install(hook: Hook, make: Callable[[Any], Any]) -> None:

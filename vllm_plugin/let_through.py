@@ -1,6 +1,7 @@
 """Parameters that vLLM refuses or drops under every speculation, let through to our proposers.
 
-They are applied by :mod:`vllm_plugin.row_requests`, or the request is served without drafts.
+They are applied by :mod:`vllm_plugin.row_requests`, or the request is served without drafts. What a
+request asks of us itself (:mod:`vllm_plugin.request_options`) is checked at the same place.
 """
 
 from __future__ import annotations
@@ -9,12 +10,13 @@ import copy
 import functools
 from typing import Any
 
-from vllm_plugin import hooks
+from vllm_plugin import hooks, request_options
+from vllm_plugin.config import ConfigurationError
 from vllm_plugin.guard import PROPOSERS
 
 
 def install_in_frontend() -> None:
-    """Accept requests with ``min_p`` and ``logit_bias`` where a proposer of ours is named."""
+    """Accept ``min_p`` and ``logit_bias`` for our proposers, and refuse wrong arguments to them."""
     if hooks.problem(hooks.VALIDATE) is None:
         hooks.install(hooks.VALIDATE, _validated)
 
@@ -38,6 +40,14 @@ def _validated(stock: Any) -> Any:
     def _validate_spec_decode(self: Any, speculative_config: Any) -> None:
         if not ours(speculative_config):
             stock(self, speculative_config)
+            return
+        try:
+            request_options.check(self.extra_args, speculative_config)
+        except ConfigurationError as error:
+            from vllm.exceptions import VLLMValidationError
+
+            # A client gets it as an answer of status 400.
+            raise VLLMValidationError(str(error), parameter="extra_args") from None
 
     return _validate_spec_decode
 

@@ -202,11 +202,14 @@ def measure(
     workload: Workload,
     method: str,
     on_answer: Callable[[Answer], None] = lambda answer: None,
+    *,
+    warm: bool = False,
 ) -> tuple[Measurement, list[Answer]]:
     """Warm the server up, ask everything, and put the client's clock beside the server's counters.
 
     The warm-up uses fixed sentences of its own at the workload's temperature: it pays for the first
-    compilation of kernels and leaves no text of the questions in anybody's table.
+    compilation of kernels and leaves no text of the questions in anybody's table. A server that is
+    ``warm`` already goes without.
     """
     warm_up = Workload(
         questions=tuple(Question(str(i), "", (text,)) for i, text in enumerate(_WARM_UP)),
@@ -215,8 +218,9 @@ def measure(
         temperature=workload.temperature,
         max_tokens=48,
     )
-    fresh = scrape(url)
-    before = _settled(url, fresh, sum(answer.tokens for answer in drive(url, model, warm_up)))
+    before = scrape(url)
+    if not warm:
+        before = _settled(url, before, sum(one.tokens for one in drive(url, model, warm_up)))
     began, cpu_began = time.perf_counter(), time.process_time()
     answers = drive(url, model, workload, on_answer)
     seconds, cpu = time.perf_counter() - began, time.process_time() - cpu_began

@@ -1,38 +1,40 @@
 """What only this plugin counts, under ``specproof:`` on the server's ``/metrics``.
 
 The engine counts in its own process, the page is made in the API server's. vLLM carries none of a
-plugin's numbers across, so each engine process keeps its counts in one small file of a folder that
-its parent names, and a collector adds the files up when the page is asked for. With several API
-servers vLLM uses Prometheus's own multiprocess mode; then the counts go there.
+plugin's numbers across, so each engine process keeps its own in one small file of a folder that
+its parent names, and a collector adds the files up when the page is asked for
+(vllm_plugin/metrics_page.py). With several API servers vLLM uses Prometheus's own multiprocess
+mode; then the numbers go there.
 """
 
 from __future__ import annotations
 
 import atexit
 import json
+import math
 import multiprocessing
 import os
 import shutil
 import tempfile
 import threading
-from collections.abc import Iterable
+import time
+from bisect import bisect_left
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-FOLDER = "SPECPROOF_METRICS_DIR"
-COUNTERS = {
-    "requests_without_drafts": ("reason", "Requests served without drafts, by reason."),
-    "requests_with_one_path": (
-        "reason",
-        "Requests verified along one path where several candidates are asked for, by reason.",
-    ),
-    "table_saves": ("result", "Saves of the STAND table to table_path, by result."),
-    "rows_without_law": ("kind", "Target rows that were no law (NaN, or no finite logit)."),
-}
+from vllm_plugin import metrics_page
+from vllm_plugin.metric_families import COUNTERS, GAUGES, LENGTH_BOUNDS, LENGTHS, LENGTHS_TEXT
 
-_counts: dict[str, dict[str, int]] = {name: {} for name in COUNTERS}
+FOLDER = "SPECPROOF_METRICS_DIR"
+PROMETHEUS_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
+
+_counts: dict[str, dict[str, float]] = {name: {} for name in COUNTERS}
+_gauges: dict[str, float] = {}
+_lengths: dict[int, int] = {}
 _pid = os.getpid()
+_born = time.time_ns()
 _counting = threading.Lock()
 
 
@@ -47,49 +49,131 @@ def prepare() -> None:
         folder = tempfile.mkdtemp(prefix="specproof-metrics-")
         os.environ[FOLDER] = folder
         atexit.register(_remove, folder, os.getpid())
-    _register()
+    metrics_page.show(Path(os.environ[FOLDER]))
 
 
 def count(name: str, label: str, message: str | None = None) -> None:
     """Add one to a counter; the first of each label is also logged, with this message."""
     with _counting:  # the thread that saves tables counts too
-        _count(name, label, message)
+        _leave_the_parents()
+        if message is not None and label not in _counts[name]:
+            log().warning("specproof: %s (counted as specproof:%s_total)", message, name)
+        _add(name, label, 1)
+        _write()
 
 
-def _count(name: str, label: str, message: str | None) -> None:
-    global _pid
-    if _pid != os.getpid():  # a fork: what the parent counted is the parent's
-        _pid = os.getpid()
+def report(
+    counters: Mapping[str, Mapping[str, float]],
+    gauges: Mapping[str, float],
+    lengths: Mapping[int, int],
+) -> None:
+    """Add to counters, set this process's gauges, and add to the histogram of draft lengths.
+
+    All of one report is written at once, and nothing of one that is refused.
+
+    Parameters
+    ----------
+    counters
+        ``counters[name][label value]`` is what came since the last report, finite and 0 or more; a
+        counter without a label has the one label value "".
+    gauges
+        ``gauges[name]`` is what holds now.
+    lengths
+        ``lengths[n]`` is how often n drafts of a request were verified since the last report.
+
+    Raises
+    ------
+    ValueError
+        For a name or a label value that metric_families.py does not have, or an amount below 0.
+    """
+    _check(counters, gauges, lengths)
+    with _counting:
+        _leave_the_parents()
+        for name, amounts in counters.items():
+            for label, amount in amounts.items():
+                _add(name, label, float(amount))
+        for name, value in gauges.items():
+            _set(name, float(value))
+        for length, times in lengths.items():
+            _observe(int(length), int(times))
+        _write()
+
+
+def _check(
+    counters: Mapping[str, Mapping[str, float]],
+    gauges: Mapping[str, float],
+    lengths: Mapping[int, int],
+) -> None:
+    for kind, names, known in (("counter", counters, COUNTERS), ("gauge", gauges, GAUGES)):
+        if unknown := sorted(set(names) - set(known)):
+            raise ValueError(f"no {kind} is named {unknown[0]!r}; there are {', '.join(known)}")
+    for name, amounts in counters.items():
+        family = COUNTERS[name]
+        allowed = family.values if family.label is not None else ("",)
+        for label, amount in amounts.items():
+            if allowed and label not in allowed:
+                raise ValueError(
+                    f"{label!r} is no {family.label or 'label'} of {name}; there are "
+                    f"{', '.join(map(repr, allowed))}"
+                )
+            if not 0 <= amount < math.inf:
+                raise ValueError(f"{name} cannot grow by {amount}; give a finite number >= 0")
+    for length, times in lengths.items():
+        if length < 0 or times < 0:
+            raise ValueError(f"lengths has {length}: {times}; give whole numbers >= 0")
+
+
+def _leave_the_parents() -> None:
+    """After a fork: what the parent counted is the parent's."""
+    global _pid, _born
+    if _pid != os.getpid():
+        _pid, _born = os.getpid(), time.time_ns()
         for counter in _counts.values():
             counter.clear()
+        _gauges.clear()
+        _lengths.clear()
+
+
+def _add(name: str, label: str, amount: float) -> None:
     counter = _counts[name]
-    if message is not None and label not in counter:
-        log().warning("specproof: %s (counted as specproof:%s_total)", message, name)
-    counter[label] = counter.get(label, 0) + 1
-    if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
-        _prometheus(name).labels(label).inc()
-    elif FOLDER in os.environ:
-        _write(Path(os.environ[FOLDER]))
+    counter[label] = counter.get(label, 0) + amount
+    if PROMETHEUS_FOLDER in os.environ:
+        made = _prometheus_counter(name)
+        (made if COUNTERS[name].label is None else made.labels(label)).inc(amount)
 
 
-def totals(folder: Path) -> dict[str, dict[str, int]]:
-    """Every counter's labels and values, summed over the engine processes of a folder."""
-    sums: dict[str, dict[str, int]] = {name: {} for name in COUNTERS}
-    for file in folder.glob("*.json"):
-        for name, counter in json.loads(file.read_text()).items():
-            for label, value in counter.items():
-                sums[name][label] = sums[name].get(label, 0) + value
-    return sums
+def _set(name: str, value: float) -> None:
+    _gauges[name] = value
+    if PROMETHEUS_FOLDER in os.environ:
+        _prometheus_gauge(name).labels(str(os.getpid())).set(value)
 
 
-def _write(folder: Path) -> None:
+def _observe(length: int, times: int) -> None:
+    _lengths[length] = _lengths.get(length, 0) + times
+    if PROMETHEUS_FOLDER in os.environ:
+        # observe() takes one value a call, and an engine has thousands a second.
+        made = _prometheus_lengths()
+        made._buckets[bisect_left(LENGTH_BOUNDS, length)].inc(times)
+        made._sum.inc(length * times)
+
+
+def _write() -> None:
     """Replace this process's file as a whole, so that no reader sees half of it."""
-    part = folder / f"{os.getpid()}.part"
+    if PROMETHEUS_FOLDER in os.environ or FOLDER not in os.environ:
+        return
+    part = Path(os.environ[FOLDER]) / f"{_pid}-{_born}.part"
     try:
-        part.write_text(json.dumps(_counts))
+        part.write_text(json.dumps([_counts, _gauges, _lengths]))
         part.replace(part.with_suffix(".json"))
     except FileNotFoundError:
         return  # the server that would show it has ended
+    except OSError as error:  # a full disk, say, must not end an engine
+        _say_not_written(str(error))
+
+
+@cache
+def _say_not_written(error: str) -> None:
+    log().warning("specproof: counts are not written for /metrics: %s", error)
 
 
 def _remove(folder: str, owner: int) -> None:
@@ -97,38 +181,34 @@ def _remove(folder: str, owner: int) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _register() -> None:
-    from prometheus_client import REGISTRY
+@cache
+def _prometheus_counter(name: str) -> Any:
+    from prometheus_client import Counter
 
-    collector: Any = _Collector()
-    REGISTRY.register(collector)
+    return Counter(f"specproof:{name}", COUNTERS[name].text, COUNTERS[name].labels)
 
 
 @cache
-def _prometheus(name: str) -> Any:
-    from prometheus_client import Counter
+def _prometheus_gauge(name: str) -> Any:
+    """A gauge that is shown as long as its process lives, without a second label for that process.
 
-    label, text = COUNTERS[name]
-    return Counter(f"specproof:{name}", text, [label])
+    Prometheus must be told of a process's end, which vLLM does for no engine: so an engine that
+    takes the place of another does it.
+    """
+    from prometheus_client import Gauge
+
+    for file in Path(os.environ[PROMETHEUS_FOLDER]).glob("gauge_livemostrecent_*.db"):
+        if not metrics_page.lives(int(file.stem.rpartition("_")[2])):
+            file.unlink(missing_ok=True)
+    text, labels = GAUGES[name].text, GAUGES[name].labels
+    return Gauge(f"specproof:{name}", text, labels, multiprocess_mode="livemostrecent")
 
 
-class _Collector:
-    """Reads the folder at each scrape."""
+@cache
+def _prometheus_lengths() -> Any:
+    from prometheus_client import Histogram
 
-    def describe(self) -> Iterable[Any]:
-        """Nothing: its names are its own."""
-        return ()
-
-    def collect(self) -> Iterable[Any]:
-        """One family for each counter."""
-        from prometheus_client.core import CounterMetricFamily
-
-        sums = totals(Path(os.environ.get(FOLDER, os.devnull)))
-        for name, (label, text) in COUNTERS.items():
-            family = CounterMetricFamily(f"specproof:{name}", text, labels=[label])
-            for value, number in sorted(sums[name].items()):
-                family.add_metric([value], number)
-            yield family
+    return Histogram(f"specproof:{LENGTHS}", LENGTHS_TEXT, buckets=LENGTH_BOUNDS)
 
 
 def log() -> Any:

@@ -8,9 +8,11 @@ import numpy as np
 from torch import Tensor
 
 from proposers import DraftRequests
+from proposers.batch import Longs
 from proposers.path_batch import PathDrafter
 from vllm_plugin import metrics
 from vllm_plugin.adapter_v1 import V1Adapter
+from vllm_plugin.length_control import Batch
 from vllm_plugin.lessons import Ints, Stretch
 from vllm_plugin.path_drafts import PendingPaths
 from vllm_plugin.path_rows import PathRows
@@ -99,9 +101,13 @@ class PathAdapter(V1Adapter):
             found.append(Stretch.chain(request.index, request.text_length, request.first_row, none))
         return found
 
-    def draft(self, requests: DraftRequests) -> list[Any]:
+    def drafted(self, request: Any) -> int:
+        """Tokens that were verified for a request besides its last one, all paths'."""
+        return int(request.inputs) - 1
+
+    def draft(self, requests: DraftRequests, step: Batch, places: Longs) -> list[Any]:
         """What was drafted for each request, or None."""
-        drafts = self.drafter.draft_paths(requests)
+        drafts = self.drafter.draft_paths(requests, self.control.floor(step))
         found: list[PendingPaths | None] = []
         for b in range(len(drafts)):
             if not drafts.lengths[b].any():
@@ -154,7 +160,7 @@ class PathAdapter(V1Adapter):
             index=index,
             text_length=text_length,
             first_row=first_row,
-            key=self.noise_keys[request_id],
+            key=self.served[request_id].noise_key,
             discarded=discarded,
             tokens=paths.tokens,
             lengths=paths.lengths,

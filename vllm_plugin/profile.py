@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import httpx
 import numpy as np
 
-from proposers.length.rising_curve import KNOTS
 from proposers.length.step_times import StepTimes
+from proposers.length.step_times_file import KNOTS
 from vllm_plugin.config import MAX_DRAFT_LENGTH
 from vllm_plugin.server import ServerOptions, ServerProcess, plugin_speculation, serve_command
 

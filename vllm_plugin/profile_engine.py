@@ -24,6 +24,10 @@ class Scripted(Stand):
         self._file = Path(os.environ[FILE]).open("a", encoding="utf-8")  # noqa: SIM115
         self._clock: StepClock | None = None
 
+    def read_options(self, vllm_config: Any) -> Options:
+        """The script alone decides how many drafts are verified."""
+        return Options.model_validate({"length": "fixed"})
+
     def make_drafter(self, options: Options, draft_length: int, seed: int) -> Drafter:
         """STAND at work, and a script in front of it."""
         stand = super().make_drafter(options, draft_length, seed)

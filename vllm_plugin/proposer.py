@@ -10,7 +10,9 @@ from proposers import Drafter, StandDrafter
 from proposers.path_stand import StandPathDrafter
 from proposers.replay.drafters import DRAFTERS
 from vllm_plugin import (
+    draft_delivery,
     hooks,
+    length_settings,
     let_through,
     path_engine,
     path_settings,
@@ -21,9 +23,11 @@ from vllm_plugin import (
 )
 from vllm_plugin.adapter_v1 import V1Adapter
 from vllm_plugin.config import ConfigurationError, Options, read_options
+from vllm_plugin.length_control import LengthControl
 from vllm_plugin.path_adapter import PathAdapter
+from vllm_plugin.provenance import hardware
 from vllm_plugin.sparse_flow import MAX_SUPPORT
-from vllm_plugin.warm_up import warm_up
+from vllm_plugin.warm_up import warm_up, warm_up_lengths
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -38,18 +42,20 @@ class Proposer:
             raise ConfigurationError(f"specproof refuses to speculate: {wrong}")
         speculative = vllm_config.speculative_config
         assert speculative is not None
-        self.options = read_options(vllm_config.additional_config)
+        self.options = length_settings.with_length(self.read_options(vllm_config))
         self.paths = path_engine.settings_of(vllm_config)
         self.draft_length = speculative.num_speculative_tokens
         if self.paths is not None:
             self.draft_length = self.paths.depth
         drafter = self._drafter(self.options, vllm_config.model_config.seed or 0)
         self.keeper = table_keeper.keep(drafter, self.options, vllm_config)
+        self._device = getattr(vllm_config.device_config, "device", None)
         common: dict[str, Any] = {
             "order": self.options.order,
             "entries": self.options.entries,
             "max_model_len": vllm_config.model_config.max_model_len,
             "row_log": row_log.asked_for(),
+            "control": self._control(),
         }
         self.adapter: V1Adapter
         if self.paths is not None:
@@ -60,11 +66,24 @@ class Proposer:
             self.adapter = V1Adapter(drafter, rule=rule, draft_length=self.draft_length, **common)
         runner_hooks.install(paths=self.paths is not None)
         let_through.install_in_runner()
+        draft_delivery.install_in_worker()
         stopwatch.install_if_asked()
+
+    def read_options(self, vllm_config: VllmConfig) -> Options:
+        """The server's options."""
+        return read_options(vllm_config.additional_config)
 
     def make_drafter(self, options: Options, draft_length: int, seed: int) -> Drafter:
         """The drafter behind this class."""
         raise NotImplementedError
+
+    def _control(self) -> LengthControl:
+        return length_settings.make_control(
+            self.options,
+            self.draft_length,
+            trees=self.paths is not None,
+            hardware=hardware(self._device),
+        )
 
     def _drafter(self, options: Options, seed: int) -> Drafter:
         """The class's drafter, of several paths if they are asked for."""
@@ -90,7 +109,10 @@ class Proposer:
     def load_model(self, model: Any) -> None:
         """There is no draft model; what is compiled on first use is compiled now instead."""
         small = self.options.model_copy(update={"table_mib": 1})
-        warm_up(self._drafter(small, 0))
+        drafter = self._drafter(small, 0)
+        warm_up(drafter)
+        if self.options.length != "fixed":
+            warm_up_lengths(self._control(), drafter)
 
     def propose(
         self,

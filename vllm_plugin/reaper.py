@@ -50,10 +50,14 @@ def _group_lives(group: int) -> bool:
 
 
 def _end_group(group: int, grace: float) -> None:
-    """SIGTERM for the group, then SIGKILL for what is left of it after ``grace`` seconds."""
+    """SIGTERM for the group, then SIGKILL for what is left of it after ``grace`` seconds.
+
+    SIGCONT goes with it: a stopped process acts on SIGTERM only once it continues.
+    """
     for sign, seconds in ((signal.SIGTERM, grace), (signal.SIGKILL, 5.0)):
         with contextlib.suppress(ProcessLookupError):
             os.killpg(group, sign)
+            os.killpg(group, signal.SIGCONT)
         limit = time.monotonic() + seconds
         while time.monotonic() < limit:
             if not _group_lives(group):

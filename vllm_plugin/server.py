@@ -17,12 +17,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import httpx
 from rich.console import Console
 
 from vllm_plugin.openmp import preload_environment
+
+if TYPE_CHECKING:
+    import psutil
 
 HOST = "127.0.0.1"
 _REAPER = Path(__file__).with_name("reaper.py")
@@ -112,14 +115,21 @@ class ServerProcess:
         """Whether any process of the tree has mapped a file whose path contains ``library``."""
         import psutil
 
-        if self._process is None:
-            return False
-        with contextlib.suppress(psutil.Error):
-            for child in psutil.Process(self._process.pid).children(recursive=True):
-                with contextlib.suppress(psutil.Error):
-                    if any(library in entry.path for entry in child.memory_maps()):
-                        return True
+        for child in self.tree():
+            with contextlib.suppress(psutil.Error):
+                if any(library in entry.path for entry in child.memory_maps()):
+                    return True
         return False
+
+    def tree(self) -> "list[psutil.Process]":
+        """The server's processes now, without the reaper above them; none when it has ended."""
+        import psutil
+
+        with contextlib.suppress(psutil.Error):
+            if self._process is not None:
+                children: list[psutil.Process] = psutil.Process(self._process.pid).children(True)
+                return children
+        return []
 
     def _start(self) -> None:
         handle, path = tempfile.mkstemp(prefix="specproof-server-", suffix=".log")

@@ -24,20 +24,22 @@ class Held(NamedTuple):
     decoding: bool
 
 
+NOTHING_HELD = Held(0, 0, False)
+
 Callback = Callable[[int, int, bool, float], None]
 """Called after each step with its tokens, its requests, whether all of them decode, and seconds."""
 
 
 class StepClock:
-    """Times the steps of one runner."""
+    """Times the steps of one runner; ``holding`` is what the last one that began holds."""
 
-    def __init__(self, callback: Callback) -> None:
+    def __init__(self, callback: Callback | None = None) -> None:
         self.callback = callback
+        self.holding = NOTHING_HELD
         self._began: float | None = None
-        self._held = Held(0, 0, False)
 
     @classmethod
-    def install(cls, runner: Any, callback: Callback) -> StepClock:
+    def install(cls, runner: Any, callback: Callback | None = None) -> StepClock:
         """Time every step of this runner that begins from now on.
 
         A runner has one clock: a second one takes the place of the first. Raises RuntimeError, with
@@ -54,14 +56,14 @@ class StepClock:
 
     def begin(self, scheduler_output: Any) -> None:
         """A step begins."""
-        self._held = held(scheduler_output)
+        self.holding = held(scheduler_output)
         self._began = time.perf_counter()
 
     def end(self) -> None:
         """It has ended; one without tokens, or whose beginning was not seen, is not told of."""
         began, self._began = self._began, None
-        if began is not None and self._held.tokens:
-            self.callback(*self._held, time.perf_counter() - began)
+        if began is not None and self.holding.tokens and self.callback is not None:
+            self.callback(*self.holding, time.perf_counter() - began)
 
 
 def held(scheduler_output: Any) -> Held:

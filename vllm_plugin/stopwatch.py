@@ -4,7 +4,8 @@
 JSON object: for each step in which drafts were verified, the number of requests and of rows, and
 the seconds spent in each part. ``benchmarks/overhead.py`` reads it. Work that vLLM's own sampler
 does for the same rows (float32 logits, penalties, temperature, top-k, top-p, softmax) is the part
-"stock", and "stock in verify" its share inside ``verify``; all else inside ``sample`` and
+"stock", and "stock in verify" its share inside ``verify``; "length", the decision and what it is
+learned from, lies partly within "learn"; all else inside ``sample`` and
 ``propose`` is ours, and with several paths a request their "layout" before the forward.
 """
 
@@ -97,9 +98,11 @@ def parts() -> tuple[tuple[str, Any, str], ...]:
     from vllm.v1.sample.sampler import Sampler
 
     from vllm_plugin import adapter_v1
+    from vllm_plugin.length_control import LengthControl
     from vllm_plugin.path_adapter import PathAdapter
     from vllm_plugin.path_rows import PathRows
     from vllm_plugin.path_verifier import PathVerifier
+    from vllm_plugin.teacher import Teacher
     from vllm_plugin.verifier import Verifier
 
     return (
@@ -107,10 +110,14 @@ def parts() -> tuple[tuple[str, Any, str], ...]:
         (LAYOUT, PathRows, "expanded"),
         ("bookkeeping", adapter_v1.V1Adapter, "_requests"),
         ("learn", adapter_v1, "laws_of"),
-        ("learn", adapter_v1.V1Adapter, "_learn"),
+        ("learn", Teacher, "teach"),
         ("verify", Verifier, "verify"),
         ("verify", PathVerifier, "verify_paths"),
         ("commit", PathAdapter, "settle"),
+        *(
+            ("length", LengthControl, name)
+            for name in ("begin", "ahead", "cut", "end", "verified", "shadow", "follow")
+        ),
         (STOCK, Verifier, "_process"),
         (STOCK, Sampler, "apply_logits_processors"),
         (STOCK, Sampler, "greedy_sample"),

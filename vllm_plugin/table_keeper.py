@@ -7,7 +7,6 @@ of its own while requests are served: the engine waits for the copy of one slice
 from __future__ import annotations
 
 import functools
-import sys
 import threading
 import time
 import weakref
@@ -147,7 +146,7 @@ def keep(drafter: Any, options: Options, vllm_config: Any) -> TableKeeper | None
     )
     hooks.install(hooks.RUNNER_SHUTDOWN, _saving_first)
     # Only where the engine core runs in the runner's process (one GPU) is the loop there to hook.
-    if "vllm.v1.engine.core" in sys.modules:
+    if hooks.loaded(hooks.ENGINE_SHUTDOWN):
         hooks.install(hooks.ENGINE_SHUTDOWN, _saving_before_the_end)
     return keeper
 

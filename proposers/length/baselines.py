@@ -102,7 +102,7 @@ class Confidence:
 class EntropyBound:
     """AdaEDL (arXiv 2410.18351): stop where an entropy bound on the acceptance is too low.
 
-    A token is verified while ``1 - sqrt(gamma H(q)) >= floor``. With ``target`` the floor moves by
+    A token is verified while ``1 - sqrt(gamma H(q)) >= least``. With ``target`` that moves by
     ``step`` after every step that drafted, up where the mean acceptance of drafts lies below the
     target and down where above, both as running means (weights 0.5 and 0.9 on the past).
     """
@@ -110,16 +110,16 @@ class EntropyBound:
     def __init__(
         self,
         gamma: float = 0.2,
-        floor: float = 0.4,
+        least: float = 0.4,
         *,
         target: float | None = None,
         step: float = 0.01,
     ) -> None:
-        if not 0 < gamma < math.inf or not 0 <= floor <= 1:
-            raise ValueError(f"gamma must be above 0 and floor in [0, 1]; got {gamma} and {floor}")
+        if not 0 < gamma < math.inf or not 0 <= least <= 1:
+            raise ValueError(f"gamma must be above 0 and least in [0, 1]; got {gamma} and {least}")
         if target is not None and not 0 < target < 1:
             raise ValueError(f"target is {target}; it must lie in (0, 1)")
-        self.gamma, self.floor, self.target, self.step = gamma, floor, target, step
+        self.gamma, self.least, self.target, self.step = gamma, least, target, step
         self._acceptance = target or 0.0
 
     def ahead(self, handles: Longs, longest: int) -> int:
@@ -129,17 +129,17 @@ class EntropyBound:
     def lengths(self, step: Candidates) -> Longs:
         """Before the first token whose bound is too low."""
         bound = 1.0 - np.sqrt(self.gamma * np.maximum(_feature(step, ENTROPY), 0.0))
-        return within(step, _before(~(bound >= self.floor)))
+        return within(step, _before(~(bound >= self.least)))
 
     def observe(self, outcome: Outcome) -> None:
-        """Move the floor."""
+        """Move what a bound is held against."""
         drafted = int(outcome.drafted.sum())
         if self.target is None or not drafted:
             return
         now = int(outcome.accepted.sum()) / drafted
         self._acceptance = 0.5 * self._acceptance + 0.5 * now
-        moved = self.floor + math.copysign(self.step, self.target - self._acceptance)
-        self.floor = min(max(0.9 * self.floor + 0.1 * moved, 0.0), 1.0)
+        moved = self.least + math.copysign(self.step, self.target - self._acceptance)
+        self.least = min(max(0.9 * self.least + 0.1 * moved, 0.0), 1.0)
 
     def finish(self, handle: int) -> None:
         """Nothing is kept for a request."""

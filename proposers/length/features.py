@@ -27,12 +27,14 @@ def write_features(
     out: Any, matched: Any, count: Any, mean: Any, law: Any, n: Any, depth: Any, temperature: Any
 ) -> Any:
     """The features of one place: ``mean`` a sorted law, ``law[:n]`` q itself."""
-    kept, entropy, top = 0.0, 0.0, 0.0
+    kept, top = 0.0, 0.0
+    entropy: Any = 0.0
     for e in range(mean.shape[0]):
         kept += mean[e]
     for e in range(n):
-        if law[e] > 0:
-            entropy -= law[e] * math.log(np.float32(law[e]))  # single precision: half the time
+        mass = np.float32(law[e])  # the logarithm takes half the time in single precision
+        if mass > 0:
+            entropy -= mass * math.log(mass)
         if law[e] > top:
             top = law[e]
     out[MATCHED], out[COUNT], out[DEPTH], out[TEMPERATURE] = matched, count, depth, temperature

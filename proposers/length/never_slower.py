@@ -8,8 +8,9 @@ Any policy can stand inside. It is switched off
       d = emitted - seconds B / T(B),     tokens more than plain decoding had emitted in that time,
 
   has a running mean more than one standard error below 0 (three while it is young), whatever the
-  policy believed. A wrong prediction or a wrong T(n) for n > B ends here; T(B), which plain steps
-  show, is all that is trusted.
+  policy believed. A wrong prediction or a wrong T(n) for n > B ends here; T(B) is all that is
+  trusted, and a plain step now and then shows it: the second, the fourth, ..., the 128th, and
+  every 128th of those with about as many requests.
 
 While off, every second earns ``share`` seconds of credit. A look drafts and asks the policy, and
 costs what drafting took. If it wants to verify, a trial of ``trial`` steps begins, in which every
@@ -22,12 +23,11 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
-
 from proposers.batch import Longs
-from proposers.length.policy import Candidates, LengthPolicy, Outcome, StepTimes
+from proposers.length.policy import Candidates, Outcome, StepTimes, TreePolicy
 
 _SOON = 8  # steps after which what is plainly slower ends
+_PLAIN_EVERY = 128
 
 
 class NeverSlower:
@@ -51,7 +51,7 @@ class NeverSlower:
 
     def __init__(
         self,
-        inner: LengthPolicy,
+        inner: TreePolicy,
         step_times: StepTimes,
         *,
         share: float = 0.01,
@@ -73,6 +73,8 @@ class NeverSlower:
         self.seconds_off = 0.0
         self._credit = 0.0
         self._zeros = 0
+        self._asked = False
+        self._plain: dict[int, list[int]] = {}  # steps, and which of them is a plain one
         self._left = 0  # steps of the look or trial that is going on
         self._gained = 0.0
         self._look_cost = 0.0
@@ -85,42 +87,62 @@ class NeverSlower:
         """Whether the policy decides; ``reason`` says why it does not: "zero" or "slower"."""
         return self.reason is None
 
+    @property
+    def state(self) -> str:
+        """ "on", "off" or "trial"."""
+        if self.reason is None:
+            return "on"
+        return "trial" if self._left else "off"
+
     def ahead(self, handles: Longs, longest: int) -> int:
         """What the policy says, or 0 while it is off and no look is due."""
         if self.reason is not None and self._left == 0:
             if self._credit < self._price(handles.shape[0]):
                 return 0
             self._left, self._gained, self._paid = self.trial, 0.0, 0.0
-        return self.inner.ahead(handles, longest)
+        plain = self.reason is None and self._plain_is_due(handles.shape[0])
+        found = 0 if plain else self.inner.ahead(handles, longest)
+        self._asked = found > 0
+        return found
 
     def lengths(self, step: Candidates) -> Longs:
         """What the policy says."""
-        found = self.inner.lengths(step)
-        if self.reason is None:
-            self._zeros = 0 if found.any() else self._zeros + 1
-            if self._zeros >= self.patience:
-                self._off("zero")
-        return found
+        return self.inner.lengths(step)
+
+    def floor(self, requests: int) -> float:
+        """What the policy says."""
+        return self.inner.floor(requests)
 
     def observe(self, outcome: Outcome) -> None:
         """Learn whether it pays."""
         self.inner.observe(outcome)
         requests = outcome.handles.shape[0]
-        if not requests or math.isnan(outcome.seconds):
+        asked, self._asked = self._asked, False
+        if not requests:
+            return
+        if math.isnan(outcome.seconds):
+            self._untimed(outcome)
             return
         plain = float(self.step_times.seconds(requests))
         # A pause of the machine is nobody's fault: no step is taken for more than thrice its time.
-        model = float(self.step_times.seconds(requests + int(outcome.drafted.sum())))
+        drafted = int(outcome.drafted.sum())
+        model = float(self.step_times.seconds(requests + drafted))
         seconds = min(outcome.seconds, 3 * model + outcome.overhead)
         gained = (outcome.emitted - seconds * requests / plain) / requests
         if self.reason is None:
-            if outcome.drafted.any():
+            if drafted:
+                self._zeros = 0
                 self._judge(gained)
+            elif asked:
+                self._zeros += 1
+                if self._zeros >= self.patience:
+                    self._off("zero")
             return
         self.seconds_off += outcome.seconds
         self._credit += self.share * outcome.seconds
         if self._left:
-            self._tried(outcome, gained, plain)
+            if asked or drafted:
+                self._tried(outcome, gained, plain)
         else:  # no more than a few of what a look may cost: a late start must not be a long one
             self._credit = min(self._credit, 4 * self._price(requests) + self.share * plain)
 
@@ -128,27 +150,53 @@ class NeverSlower:
         """Tell the policy."""
         self.inner.finish(handle)
 
+    def _plain_is_due(self, requests: int) -> bool:
+        """Whether the step that is decided shall show T(B)."""
+        counts = self._plain.setdefault(requests.bit_length(), [0, 2])
+        counts[0] += 1
+        if counts[0] < counts[1]:
+            return False
+        counts[1] += min(counts[1], _PLAIN_EVERY)
+        return True
+
     def _price(self, requests: int) -> float:
         """Seconds of credit that a look or a trial needs to begin."""
         if self.reason == "zero":
             return self._look_cost
         if self._trial_cost is not None:
             return self._trial_cost
-        several = self.step_times.seconds(np.array([requests, 3 * requests]))
-        return self.trial * float(several[1] - several[0])
+        several = [float(self.step_times.seconds(n)) for n in (requests, 3 * requests)]
+        return self.trial * (several[1] - several[0])
 
     def _tried(self, outcome: Outcome, gained: float, plain: float) -> None:
         """A step of a look or a trial, paid for."""
         tried = bool(outcome.drafted.any())
         cost = max(0.0, -gained * plain) if tried else outcome.overhead
-        self._credit -= cost
-        self.spent += cost
-        self._paid += cost
+        self._pay(cost)
         if not tried:  # it wants nothing: no more of that
             self._look_cost = max(outcome.overhead, 0.5 * self._look_cost)
             self._left = 0
             return
         self._gained += gained
+        self._end_of_trial_step()
+
+    def _untimed(self, outcome: Outcome) -> None:
+        """A step of a trial with a prompt in it: what its drafts cost is taken from T(n)."""
+        if self.reason is None or not self._left or not outcome.drafted.any():
+            return
+        requests = outcome.handles.shape[0]
+        plain = float(self.step_times.seconds(requests))
+        more = float(self.step_times.seconds(requests + int(outcome.drafted.sum()))) - plain
+        cost = max(0.0, more - plain * (outcome.emitted / requests - 1))
+        self._pay(cost)
+        self._end_of_trial_step()
+
+    def _pay(self, cost: float) -> None:
+        self._credit -= cost
+        self.spent += cost
+        self._paid += cost
+
+    def _end_of_trial_step(self) -> None:
         self._left -= 1
         if self._left == 0:
             if self._gained > 0:

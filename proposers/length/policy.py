@@ -23,7 +23,7 @@ makes their answers dependent. Tests enumerate such mutants and see them refuted
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numba import njit
@@ -102,11 +102,24 @@ class LengthPolicy(Protocol):
         ...
 
     def observe(self, outcome: Outcome) -> None:
-        """Learn from a step, whether or not it drafted."""
+        """Learn from a step, whether or not it drafted, before the next one is decided."""
         ...
 
     def finish(self, handle: int) -> None:
         """Forget a request that has ended."""
+        ...
+
+
+@runtime_checkable
+class TreePolicy(LengthPolicy, Protocol):
+    """A policy that can also decide on trees, while they are drafted."""
+
+    def floor(self, requests: int) -> float:
+        """The least survival of a token that is drafted and verified, asked before any is drawn.
+
+        It is the same for all nodes of all trees of a step of so many requests, so no token is
+        dropped because of what it is.
+        """
         ...
 
 
@@ -142,6 +155,25 @@ def within(step: Candidates, lengths: Longs) -> Longs:
     return found
 
 
+@njit(cache=True, nogil=True)
+def _surviving(acceptance: Any, floor: Any, lengths: Any) -> Any:
+    for b in range(lengths.shape[0]):
+        survival, n = 1.0, 0
+        for i in range(min(lengths[b], acceptance.shape[1])):
+            survival *= acceptance[b, i]
+            if not survival >= floor:  # nor if it is nan: nothing was drafted
+                break
+            n += 1
+        lengths[b] = n
+
+
+def surviving(acceptance: Doubles, floor: float, lengths: Longs) -> Longs:
+    """How many of each chain's first ``lengths`` tokens survive with at least ``floor``, (B,)."""
+    found = lengths.copy()
+    _surviving(acceptance, floor, found)
+    return found
+
+
 @dataclass
 class Fixed:
     """Always ``length`` tokens: what speculation does without a policy."""
@@ -159,6 +191,10 @@ class Fixed:
     def lengths(self, step: Candidates) -> Longs:
         """Its own length, as far as drafts go."""
         return within(step, np.full(len(step), self.length, np.int64))
+
+    def floor(self, requests: int) -> float:
+        """0: whatever is drafted."""
+        return 0.0
 
     def observe(self, outcome: Outcome) -> None:
         """Nothing is learned."""
@@ -191,6 +227,10 @@ class Refusal:
         survival = np.nancumprod(step.acceptance, axis=1)
         fits = 1.0 - survival < self.refusal  # falls along a request
         return within(step, np.minimum(fits.sum(axis=1), self.longest).astype(np.int64))
+
+    def floor(self, requests: int) -> float:
+        """1 - h."""
+        return 1.0 - self.refusal
 
     def observe(self, outcome: Outcome) -> None:
         """Nothing is learned."""

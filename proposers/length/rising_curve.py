@@ -19,11 +19,8 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-KNOTS = np.array([1, 2, 3, *(m * 2**k for k in range(2, 13) for m in (1, 1.5))], np.float64)
-"""1, 2, 3, 4, 6, 8, 12, 16, 24, ..., 4096, 6144."""
 RECENT = 16
 """Points whose median tells of a change of scale."""
-SUMS = 5  # of w, w u, w u^2, w t, w u t, with u = 0..1 from knot to knot
 PRIOR_SLOPE = 0.05
 """What one more costs before anything is known, as a part of T(1)."""
 FIRST_SPREAD = 0.25

@@ -33,6 +33,7 @@ class ScriptedDrafter:
 
     wants_rows = True
     wants_emitted = True
+    has_groups = True
 
     def __init__(self, stand: StandDrafter, lengths: Sequence[int], seed: int = 0) -> None:
         if not lengths or min(lengths) < 0:
@@ -42,9 +43,9 @@ class ScriptedDrafter:
         self._rng = np.random.default_rng(seed)
         self._left: list[int] = []
 
-    def start(self, handle: int, prompt: Ints) -> None:
+    def start(self, handle: int, prompt: Ints, group: int = 0) -> None:
         """Take in the prompt of a request that begins to decode."""
-        self.stand.start(handle, prompt)
+        self.stand.start(handle, prompt, group)
 
     def observe(self, rows: VerifiedRows) -> None:
         """Take in the target laws of one step."""

@@ -4,8 +4,8 @@ T(n) is a curve of :mod:`proposers.length.rising_curve`. Steps that hold a promp
 from: a decode step's cost per token is another one.
 """
 
-import json
 import math
+from bisect import bisect_right
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
@@ -15,29 +15,21 @@ from numpy.typing import ArrayLike, NDArray
 
 from proposers.length.rising_curve import (
     FIRST_SPREAD,
-    KNOTS,
     PRIOR_SLOPE,
     RECENT,
-    SUMS,
     add,
     fit,
     rescale,
 )
-from theory.whole_file import whole
+from proposers.length.step_times_file import KNOTS, SUMS, Stored, read, write
 
 Doubles = NDArray[np.float64]
 
-FORMAT = "specproof step times"
-VERSION = 1
 MEMORY = 64.0
 """Steps between two knots that a new one counts against."""
 FIRST_LEVEL = 0.02  # seconds; only seen before the first step
+_PLACES: list[float] = KNOTS.tolist()
 _FIRST = 8  # steps whose median gives the level
-_SAME = 1e-6  # relative; what the values in a file may differ from those of its sums
-
-
-class StepTimesError(ValueError):
-    """A file that holds no usable step times; its text is one sentence."""
 
 
 class StepTimes:
@@ -101,20 +93,31 @@ class StepTimes:
     def _add(self, tokens: float, seconds: float) -> None:
         add(KNOTS, self._curve, self._sums, self._spreads, self.memory, tokens, seconds)
 
-    def seconds(self, tokens: ArrayLike) -> Doubles:
+    def seconds(self, tokens: ArrayLike) -> Any:
         """T(n), of the shape of n; below 1 as at 1, beyond the last knot a straight line.
 
-        T(n) is positive and never falls.
+        T(n) is positive and never falls. A Python number gives a float.
         """
+        if isinstance(tokens, int | float):  # several times a step
+            return self._at(tokens)
         n = np.asarray(tokens, np.float64)
         slope = (self._curve[-1] - self._curve[-2]) / (KNOTS[-1] - KNOTS[-2])
         beyond: Doubles = slope * np.maximum(n - KNOTS[-1], 0.0)
         return beyond + np.interp(n, KNOTS, self._curve)
 
+    def _at(self, n: float) -> float:
+        if n <= _PLACES[0]:
+            return float(self._curve[0])
+        i = min(bisect_right(_PLACES, n), len(_PLACES) - 1)
+        before, behind = self._curve[i - 1 : i + 1].tolist()
+        share = (n - _PLACES[i - 1]) / (_PLACES[i] - _PLACES[i - 1])
+        return float(before + share * (behind - before))
+
     def marginal(self, tokens: ArrayLike) -> Doubles:
         """T(n + 1) - T(n), 0 or more, of the shape of n."""
         n = np.asarray(tokens, np.float64)
-        return np.maximum(self.seconds(n + 1) - self.seconds(n), 0.0)
+        found: Doubles = np.maximum(self.seconds(n + 1) - self.seconds(n), 0.0)
+        return found
 
     def observed(self) -> Doubles:
         """By interval between two knots, how many steps it remembers."""
@@ -125,18 +128,8 @@ class StepTimes:
 
         ``about`` says where it was measured; its "hardware" is what :meth:`load` compares.
         """
-        held = {
-            "format": FORMAT,
-            "version": VERSION,
-            "about": dict(self.about if about is None else about),
-            "steps": self.steps,
-            "tokens": KNOTS.astype(int).tolist(),
-            "seconds": self._curve.tolist(),
-            "sums": self._sums.tolist(),
-            "spreads": self._spreads.tolist(),
-        }
-        with whole(path) as file:
-            file.write(json.dumps(held, indent=1, allow_nan=False).encode() + b"\n")
+        about = self.about if about is None else about
+        write(path, Stored(self._curve, self._sums, self._spreads, self.steps, about))
 
     @classmethod
     def load(cls, path: Path, *, memory: float = MEMORY, hardware: str | None = None) -> Self:
@@ -145,66 +138,15 @@ class StepTimes:
         Raises
         ------
         StepTimesError
-            One sentence, when the file cannot be read, is another kind, another version or damaged,
-            or when ``hardware`` is given and not what it was measured on.
+            As :func:`proposers.length.step_times_file.read`.
         """
-        made = cls(memory)
-        try:
-            held = json.loads(path.read_bytes())
-        except OSError as error:
-            raise StepTimesError(f"{path} cannot be read: {error.strerror or error}") from None
-        except (ValueError, RecursionError):
-            raise StepTimesError(f"{path} holds no step times: it is not JSON") from None
-        if not isinstance(held, dict) or held.get("format") != FORMAT:
-            raise StepTimesError(f'{path} holds no step times: its "format" is not "{FORMAT}"')
-        if type(held.get("version")) is not int or held["version"] != VERSION:
-            raise StepTimesError(
-                f"{path} has step times of version {held.get('version')!r}, but this specproof "
-                f"reads version {VERSION}; measure again with `specproof profile`"
-            )
-        try:
-            made._restore(held)
-        except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
-            raise StepTimesError(
-                f"{path} is damaged ({error}); measure again with `specproof profile`"
-            ) from None
-        found = made.about.get("hardware")
-        if hardware is not None and found != hardware:
-            raise StepTimesError(
-                f"{path} was measured on {found or 'an unnamed machine'}, but this one is "
-                f"{hardware}; measure again with `specproof profile`"
-            )
+        made, held = cls(memory), read(path, hardware=hardware)
+        made.steps = max(held.steps, _FIRST)
+        made.about = held.about
+        made._curve, made._spreads = held.curve, held.spreads
+        full = np.maximum(held.sums[:, 0], made.memory) / made.memory
+        made._sums = held.sums / full[:, None]
         return made
-
-    def _restore(self, held: Mapping[str, Any]) -> None:
-        """Take over what a file says; an error whose text says what is wrong with it."""
-        if held["tokens"] != KNOTS.tolist():
-            raise ValueError("its tokens are not the knots of this version")
-        curve, sums, spreads = (
-            np.array(held[name], np.float64) for name in ("seconds", "sums", "spreads")
-        )
-        for name, array, like in (
-            ("seconds", curve, self._curve),
-            ("sums", sums, self._sums),
-            ("spreads", spreads, self._spreads),
-        ):
-            if array.shape != like.shape or not np.isfinite(array).all():
-                raise ValueError(f"its {name} are not {like.size} numbers")
-        if curve.min() <= 0 or np.diff(curve).min() < 0:
-            raise ValueError("its seconds are not positive, or they fall")
-        if sums.min() < 0 or spreads.min() <= 0:
-            raise ValueError("its sums or spreads are negative")
-        w, wu, wuu = sums[:, :3].T
-        if (wu * wu > w * wuu * (1 + _SAME) + _SAME).any():
-            raise ValueError("its sums are those of no steps")
-        steps = held["steps"]
-        if type(steps) is not int or steps < 0:
-            raise ValueError(f"its number of steps is {steps!r}")
-        self.steps = max(steps, _FIRST)
-        self.about = dict(held["about"])
-        self._curve, self._spreads = curve, spreads
-        full = np.maximum(w, self.memory) / self.memory
-        self._sums = sums / full[:, None]
 
 
 def _prior(level: float) -> Doubles:

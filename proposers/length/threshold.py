@@ -23,6 +23,9 @@ Greedy and adapted (:mod:`proposers.length.policy`): the candidate with the larg
 taken or all end. Where T has a step and then a plateau, the next token alone may not pay but
 several would; they are guessed from what is known, each request's next tokens as likely as its
 candidate, never read.
+
+Trees are drafted node by node where the survival of a node is known, so a step gets one bound on it
+in advance: the price of a token in the middle of as many as the last steps verified.
 """
 
 from __future__ import annotations
@@ -152,17 +155,18 @@ class Threshold:
         self.step_times, self.rate = step_times, rate
         self.discard_cost, self.lookahead = discard_cost, lookahead
         self._keep = math.exp(-1 / memory)
-        self._tokens = np.full(_BUCKETS, _PRIOR_TOKENS)
-        self._plain = np.full(_BUCKETS, _PRIOR_TOKENS)
-        self._seen = np.zeros(_BUCKETS, bool)
+        self._tokens = [_PRIOR_TOKENS] * _BUCKETS
+        self._plain = [_PRIOR_TOKENS] * _BUCKETS
+        self._seen = [False] * _BUCKETS
+        self._drafted = [0.0] * _BUCKETS  # tokens verified in a step, in the mean
 
     def speedup(self, requests: int) -> float:
         """Achieved rate over plain decoding's, at least 1, at about so many requests."""
         bucket = _bucket(requests)
-        if not self._seen[bucket] and self._seen.any():  # the nearest that was met
-            seen = np.flatnonzero(self._seen)
-            bucket = int(seen[np.abs(seen - bucket).argmin()])
-        return max(1.0, float(self._tokens[bucket] / self._plain[bucket]))
+        if not self._seen[bucket] and any(self._seen):  # the nearest that was met
+            seen = [known for known in range(_BUCKETS) if self._seen[known]]
+            bucket = min(seen, key=lambda known: abs(known - bucket))
+        return max(1.0, self._tokens[bucket] / self._plain[bucket])
 
     def token_seconds(self, requests: int, others: int = 0) -> float:
         """What a token is worth, 1/lambda."""
@@ -178,26 +182,41 @@ class Threshold:
     def lengths(self, step: Candidates) -> Longs:
         """The tokens that pay, in decreasing survival."""
         found = np.zeros(len(step), np.int64)
-        caps = np.clip(step.caps, 0, step.acceptance.shape[1])  # not where chains end
-        most = int(min(caps.sum(), step.budget))
+        # Not where chains end: that tells of their tokens.
+        most = min(int(np.maximum(step.caps, 0).sum()), step.acceptance.size, step.budget)
         if most > 0:
             plain = len(step) + step.others
             times = np.asarray(self.step_times.seconds(np.arange(plain, plain + most + 1)))
             choose(
-                step.acceptance, caps, times, self.token_seconds(len(step), step.others),
+                step.acceptance, step.caps, times, self.token_seconds(len(step), step.others),
                 self.discard_cost, self.lookahead, found,
             )  # fmt: skip
         return found
+
+    def price(self, requests: int, drafts: float, others: int = 0) -> float:
+        """The least survival that pays for a token about the ``drafts``-th of a step."""
+        plain, span = requests + others, max(self.lookahead, 1)
+        first, last = plain + max(drafts - span, 0.0), plain + drafts + span
+        ends = [float(self.step_times.seconds(about)) for about in (first, last)]
+        each = (ends[1] - ends[0]) / (last - first)
+        token = self.token_seconds(requests, others)
+        return (each + self.discard_cost) / (token + self.discard_cost)
+
+    def floor(self, requests: int) -> float:
+        """The price of a token in the middle of a usual step."""
+        return self.price(requests, self._drafted[_bucket(requests)])
 
     def observe(self, outcome: Outcome) -> None:
         """Follow the achieved rate."""
         requests = outcome.handles.shape[0]
         if not requests or math.isnan(outcome.seconds):
             return
-        model = float(self.step_times.seconds(requests + int(outcome.drafted.sum())))
+        bucket = _bucket(requests)
+        drafted = int(outcome.drafted.sum())
+        self._drafted[bucket] += (1 - self._keep) * (drafted - self._drafted[bucket])
+        model = float(self.step_times.seconds(requests + drafted))
         seconds = min(max(outcome.seconds, 0.5 * model), 2 * model)  # a pause is no step time
         plain = seconds * requests / float(self.step_times.seconds(requests))
-        bucket = _bucket(requests)
         if not self._seen[bucket]:
             ratio = self.speedup(requests)
             self._tokens[bucket] = _PRIOR_TOKENS * ratio

@@ -25,6 +25,7 @@ Options = Mapping[str, Any]
 _SPARSE = 32  # slots for each context: nine of them in one bucket of eight are not to be expected
 ENGINE_OPTIONS = (
     "rule", "candidates", "drafting", "branching", "shape", "table_path", "table_save_minutes",
+    "length", "h", "step_times_path",
 )  # fmt: skip
 """Options of the plugin that are no drafter's: allowed beside a drafter's own, and not read."""
 

@@ -49,7 +49,7 @@ def test_one_line_for_every_k_length_and_rule(benchmark: Any, dataset: Path) -> 
     ]
     assert found[0].speculation() == (None, {})
     assert found[3].speculation()[1] == {
-        "specproof": {"rule": "kseq", "candidates": 4, "drafting": "iid"}
+        "specproof": {"rule": "kseq", "length": "fixed", "candidates": 4, "drafting": "iid"}
     }
 
 

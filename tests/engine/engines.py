@@ -51,7 +51,8 @@ def engine(
     llm = LLM(
         str(model),
         speculative_config=speculative,
-        additional_config={"specproof": options or {}} if proposer else {},
+        # Tests of drafts want them verified, whether that pays on this machine or not.
+        additional_config={"specproof": {"length": "fixed"} | (options or {})} if proposer else {},
         **(defaults | settings),
     )
     try:
@@ -80,8 +81,7 @@ def _sizes(worker: Any) -> dict[str, int]:
     adapter = runner.drafter.adapter
     return {
         "pending": len(adapter.pending),
-        "started": len(adapter.started),
-        "noise_keys": len(adapter.noise_keys),
+        "served": len(adapter.served),
         "live": len(runner.requests),
         "table": adapter.drafter.table.live if hasattr(adapter.drafter, "table") else 0,
     }

@@ -63,8 +63,8 @@ def publish_another_law(worker: Any) -> None:
     drafter = adapter_of(worker).drafter
     right = drafter.draft_paths
 
-    def wrong(requests: Any) -> Any:
-        drafts = right(requests)
+    def wrong(requests: Any, min_survival: float) -> Any:
+        drafts = right(requests, min_survival)
         some = drafts.laws > 0
         even = some / np.maximum(some.sum(-1, keepdims=True), 1)
         drafts.laws[:] = np.where(some, 0.5 * drafts.laws + 0.5 * even, 0)
@@ -78,8 +78,8 @@ def drop_by_token(worker: Any) -> None:
     drafter = adapter_of(worker).drafter
     right = drafter.draft_paths
 
-    def wrong(requests: Any) -> Any:
-        drafts = right(requests)
+    def wrong(requests: Any, min_survival: float) -> Any:
+        drafts = right(requests, min_survival)
         dropped = drafts.tokens[:, :, 0] % 2 == 1
         drafts.lengths[dropped] = 0
         drafts.tokens[dropped] = -1

@@ -38,7 +38,7 @@ class Script:
         self.rng = np.random.default_rng(5)
         self.seen: Counter[Any] = Counter()
 
-    def draft_paths(self, requests: DraftRequests) -> PathDrafts:
+    def draft_paths(self, requests: DraftRequests, min_survival: float = 0.0) -> PathDrafts:
         batch, most, deepest = len(requests), max(self.paths), max(self.depths)
         tokens = np.full((batch, most, deepest), -1, np.int32)
         lengths = np.zeros((batch, most), np.int64)
@@ -190,7 +190,7 @@ def sizes(worker: Any) -> dict[str, Any]:
             "lanes": sorted(scratch.lanes),
             **{
                 name: sorted(getattr(adapter, name))
-                for name in ("pending", "left_over", "noise_keys", "handles", "started", "one_path")
+                for name in ("pending", "left_over", "served", "one_path")
             },
         },
         "hidden": adapter.settings.hidden_blocks_of(runner),

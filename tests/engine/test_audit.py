@@ -1,5 +1,6 @@
 """The audit of a real engine: ours passes, the same one with a q that was not drawn is refuted."""
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -33,7 +34,7 @@ def llm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 def audit(llm: Any) -> AuditReport:
     """Short texts of one prompt: a random model repeats nothing else, so only there drafts fit."""
     return audit_engine(
-        llm, prompts=[PROMPT], temperature=1.0, seconds=100.0, samples=2048, length=5
+        llm, prompts=[PROMPT], temperature=1.0, seconds=400.0, samples=2048, length=5
     )
 
 
@@ -45,7 +46,7 @@ def test_ours_is_lossless(llm: Any) -> None:
     assert report.numerical_gap is not None
     assert report.numerical_gap < 1e-4  # scored by prefill and reported while sampling: one law
     assert report.undetermined_tokens == 0  # all of the vocabulary was reported
-    assert report.log_evidence < 2
+    assert report.log_evidence < math.log(1e4)  # a right engine passes it once in 10,000 runs
 
 
 def test_a_q_that_was_not_drawn_from_is_refuted(llm: Any) -> None:

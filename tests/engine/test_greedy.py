@@ -49,7 +49,7 @@ def test_stand_equals_plain_greedy(smollm2: Path, plain: dict[str, list[list[int
         assert seen["num_accepted_tokens"] == sum(seen["num_accepted_tokens_per_pos"])
         assert answers(llm, FEWER, **PENALTIES) == plain["penalised"]
         sizes = adapter_sizes(llm)
-        assert sizes["pending"] <= sizes["started"] <= len(QUESTIONS)
+        assert sizes["pending"] <= sizes["served"] <= len(QUESTIONS)
 
 
 def test_preempted_and_chunked_requests_equal_plain_greedy(

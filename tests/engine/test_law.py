@@ -6,9 +6,10 @@ mixed in one batch. The joint law of the first three drafted positions is compar
 bins, with the law computed from the logits by transformers.
 
 False-alarm budget: 1e-9 for the whole suite, split over ``TESTS`` tests by a union bound that holds
-for every n (theory.equivalence, method "mixture"). Power: each test of all N finds a deviation of
-TV 0.02 with probability above 0.95 (asserted in ``test_power``); the seeded and the unseeded half
-alone find TV 0.03 as surely, and so do the rules that are not the default, with half as many.
+for every n (theory.equivalence, method "mixture"). Power: the default rule at T = 0.7 is tested
+with all N, which finds a deviation of TV 0.02 with probability above 0.95 (asserted in
+``test_power``); its seeded and its unseeded half alone find TV 0.03 as surely, and so do the other
+rules and settings, with half as many. A quarter finds TV 0.05.
 """
 
 from collections.abc import Iterator
@@ -38,6 +39,7 @@ OTHER_RULES = {  # the others run with the block rule
     "T=0.7, top-p": "token",
     "T=1, top-k": "match",
 }
+MOST = "T=0.7"
 TESTS = 32
 
 
@@ -68,7 +70,8 @@ def llm(model: Path, rule: str) -> Iterator[Any]:
         model,
         proposer=STAND,
         draft_length=3,
-        options={"rule": rule, "order": 1, "table_mib": 1, "min_survival": 0.03},
+        # Cut by a policy, before each token is drawn.
+        options={"rule": rule, "order": 1, "table_mib": 1, "length": "threshold", "h": 0.93},
         max_num_seqs=256,
         max_model_len=64,
         skip_tokenizer_init=True,
@@ -91,7 +94,7 @@ def test_drafted_positions_follow_the_target_law(
 ) -> None:
     if rule != OTHER_RULES.get(name, "block"):
         pytest.skip("each setting runs with one of the rules")
-    n = N if rule == "block" else N // 2
+    n = N if name == MOST else N // 2
     before = counters(llm)
     tokens = sample(llm, SETTINGS[name], n, seeded=True)
     after = counters(llm)
@@ -102,7 +105,7 @@ def test_drafted_positions_follow_the_target_law(
     half = np.arange(n) // CHILDREN % 2 == 1
     law = exact(name)
     assert fits(tokens, law, TESTS)
-    if rule != "block":
+    if name != MOST:
         return
     assert fits(tokens[half], law, TESTS), "requests with a seed"
     assert fits(tokens[~half], law, TESTS), "requests without a seed"
@@ -131,7 +134,7 @@ def test_a_q_that_was_not_drawn_from_is_found_out(llm: Any, exact: Any, rule: st
         pytest.skip("one control is enough, and later tests need the engine whole")
     llm.collective_rpc(_shift_published_law)
     sampling = SETTINGS["T=1"]
-    assert not fits(sample(llm, sampling, N, seeded=False), exact("T=1"), TESTS)
+    assert not fits(sample(llm, sampling, N // 4, seeded=False), exact("T=1"), TESTS)
 
 
 @pytest.mark.parametrize("repaired", [True, False])

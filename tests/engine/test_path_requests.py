@@ -230,8 +230,8 @@ def _draft_letters(worker: Any, mistaken: bool) -> None:
     right, noise = drafter.draft_paths, np.random.default_rng(4)
     pair = [token("a"), token("z")]
 
-    def draft_paths(requests: Any) -> Any:
-        drafts = right(requests)
+    def draft_paths(requests: Any, min_survival: float) -> Any:
+        drafts = right(requests, min_survival)
         steps = drafts.tokens.shape[2]
         drafts.lengths[:] = np.clip(requests.budgets, 0, steps)[:, None]
         inside = np.arange(steps) < drafts.lengths[..., None]

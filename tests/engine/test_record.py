@@ -20,12 +20,17 @@ from vllm_plugin.record_journal import counters_of
 from vllm_plugin.row_log import ENVIRONMENT, RowReader
 from vllm_plugin.server import ServerOptions, ServerProcess, plugin_speculation, vllm_server
 
-pytestmark = [pytest.mark.slow, pytest.mark.engine]
+pytestmark = [pytest.mark.slow, pytest.mark.engine, pytest.mark.timeout(1800)]
 ROOT = Path(__file__).resolve().parents[2]
 VOCABULARY = 300  # more than the 256 log probabilities that are asked for
 TEMPLATE = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
-QUESTIONS = ("abc abc abc", "the the", "xyz", "0 1 2 0 1 2", "aa bb aa bb", "q")
+QUESTIONS = (
+    *("abc abc abc", "the the", "xyz", "0 1 2 0 1 2", "aa bb aa bb", "q"),
+    *("a a a a", "no no no", "12 12", "x y x y x y"),
+)
 SAMPLES, TOKENS = 2, 80
+# All drafts are verified, whatever the machine makes of their cost.
+FIXED = {"specproof": {"length": "fixed"}}
 
 
 @pytest.fixture(scope="module")
@@ -100,8 +105,8 @@ def assert_exact(trace: Trace, exact: ExactModel) -> None:
 
 
 @torch.inference_mode()
-def assert_refused_rows_exact(trace: Trace, file: Path, exact: ExactModel) -> None:
-    """What the engine logged of refused branches are the model's laws there, in all answers."""
+def exact_refused_rows(trace: Trace, file: Path, exact: ExactModel) -> int:
+    """How many rows the engine logged of refused branches; each is the model's law there."""
     reader, rows = RowReader(file), 0
     for prompt in range(trace.prompts):
         answers = np.flatnonzero(trace.answer_prompts == prompt)
@@ -121,7 +126,7 @@ def assert_refused_rows_exact(trace: Trace, file: Path, exact: ExactModel) -> No
             got = np.exp(refused.log_masses[row][held])
             np.testing.assert_allclose(got, law[refused.ids[row][held]], rtol=2e-3, atol=1e-6)
             rows += 1
-    assert rows > 100
+    return rows
 
 
 def drafting_server(model: Path) -> ServerProcess:
@@ -130,6 +135,7 @@ def drafting_server(model: Path) -> ServerProcess:
         ServerOptions(
             model=str(model),
             speculative_config=plugin_speculation(4),
+            additional_config=FIXED,
             max_model_len=256,
             dtype="float32",
             extra=("--max-logprobs", "256"),
@@ -144,12 +150,12 @@ def test_an_engine_is_killed_another_goes_on_and_all_laws_are_exact(
     out, journal = tmp_path / "trace.npz", tmp_path / "trace.npz.partial"
     served = ("--model", str(model), "--dtype", "float32", "--max-model-len", "256")
     with start(dataset, out, *served) as command:
-        limit = time.monotonic() + 200
+        limit = time.monotonic() + 400
         while len(list(journal.glob("question-*.npz"))) < 2:
             assert command.poll() is None and time.monotonic() < limit
             time.sleep(0.01)
         kill_engine(command)
-        _, errors = command.communicate(timeout=120)
+        _, errors = command.communicate(timeout=300)
     assert command.returncode == 1
     sentence = next(line for line in errors.splitlines() if line.startswith("specproof record: "))
     assert "its log is " in sentence and "go on with: specproof record " in sentence
@@ -165,7 +171,7 @@ def test_an_engine_is_killed_another_goes_on_and_all_laws_are_exact(
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setenv(ENVIRONMENT, str(log))
     with drafting_server(model) as server, start(dataset, out, "--url", server.url) as command:
-        shown, errors = command.communicate(timeout=200)
+        shown, errors = command.communicate(timeout=400)
     assert command.returncode == 0, errors
     whole = read(out)
     assert whole.prompts == len(QUESTIONS) and whole.answers == SAMPLES * len(QUESTIONS)
@@ -175,11 +181,13 @@ def test_an_engine_is_killed_another_goes_on_and_all_laws_are_exact(
     assert first["questions"] == kept.prompts
     assert second["questions"] == len(QUESTIONS) - kept.prompts
     assert first["counters"] == kept.provenance["counters"]
-    assert second["counters"]["accepted_tokens"] > 0
-    assert second["counters"]["block_efficiency"] > 1.02
+    assert second["counters"]["block_efficiency"] > 1
     counted = counters_of(whole.provenance)
     assert counted is not None and counted.generation_tokens == len(whole)
     assert counted.first_tokens == whole.answers
+    more = counted.generation_tokens - counted.first_tokens - counted.decode_steps
+    assert 0 < more <= counted.accepted_tokens  # an answer can end before the last that it accepted
     assert json.loads(shown)["counters"]["drafts"] == counted.drafts > 0
     assert not journal.exists()
-    assert_refused_rows_exact(whole, log, exact)
+    refused = counted.draft_tokens - counted.accepted_tokens
+    assert exact_refused_rows(whole, log, exact) == refused > 0

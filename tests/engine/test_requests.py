@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from vllm.exceptions import VLLMValidationError
 
 from tests.engine import tiny
 from tests.engine.engines import STAND, adapter_sizes, counters, engine
@@ -76,9 +77,36 @@ def test_a_step_clock_sees_every_step_and_every_draft(llm: Any) -> None:
     assert 1 <= len(steps) - len(decoding) <= len(prompts)  # a step for each prompt at most
     assert sum(n - requests for n, requests, _, _ in decoding) > 50
     assert all(0 < one < seconds for _, _, _, one in steps)
-    assert 0.1 * seconds < sum(one for _, _, _, one in steps) < seconds
+    assert 0.01 * seconds < sum(one for _, _, _, one in steps) < seconds
     generate(llm, prompts, asked)
     assert llm.collective_rpc(_clock_is_gone) == [True]
+
+
+def test_a_request_s_own_limit_and_group(llm: Any) -> None:
+    """Another group's text gives no drafts; the default group's neither gives to it nor takes."""
+    prompt = [50, 49, 48, 47, 46, 45, 44]
+
+    def answered(**extra: Any) -> tuple[tuple[float, float], list[list[int]]]:
+        before = counters(llm)
+        asked = parameters(temperature=0.0, max_tokens=24, extra_args=extra)
+        texts = tokens(generate(llm, [prompt], asked))
+        after = counters(llm)
+        drafted, accepted = (
+            after[name] - before[name] for name in ("num_draft_tokens", "num_accepted_tokens")
+        )
+        return (drafted, accepted), texts
+
+    first, plain = answered(specproof_group="a")
+    again, same = answered(specproof_group="a")
+    assert again[1] > first[1]
+    assert answered(specproof_group="b") == (first, plain)  # b starts from nothing, as a did
+    assert plain == same
+    assert answered(specproof_group="a", specproof_max_draft=0) == ((0, 0), plain)
+    (few, _), text = answered(specproof_group="a", specproof_max_draft=1)
+    assert 0 < few < 24
+    assert text == plain
+    with pytest.raises(VLLMValidationError, match="specproof_max_draft is 'x'"):
+        answered(specproof_max_draft="x")
 
 
 @pytest.mark.parametrize("kind", [{}, {"top_p": 0.8}, {"top_k": 5}, {"presence_penalty": 0.7}])
@@ -183,8 +211,7 @@ def test_nothing_is_left_of_cancelled_and_finished_requests(llm: Any) -> None:
         core.step()
     generate(llm, [PROMPT], parameters(temperature=1.0, max_tokens=3))
     sizes = adapter_sizes(llm)
-    assert sizes["started"] <= 1
-    assert sizes["noise_keys"] <= 1
+    assert sizes["served"] <= 1
     assert sizes["pending"] <= 1
 
 

@@ -19,7 +19,13 @@ from vllm_plugin.server import ServerOptions, ServerProcess, plugin_speculation,
 pytestmark = [pytest.mark.engine, pytest.mark.slow]
 ROOT = Path(__file__).resolve().parents[2]
 # Prompts stay out of the table, so that whatever the first drafts are made of came from the file.
-OPTIONS = {"table_mib": 4, "prompt_visits": False, "min_survival": 0.0, "order": 4}
+OPTIONS = {
+    "table_mib": 4,
+    "prompt_visits": False,
+    "min_survival": 0.0,
+    "order": 4,
+    "length": "fixed",
+}
 PROMPT = [5, 9, 13, 22, 8, 31]
 TOKENS = 48
 
@@ -68,7 +74,7 @@ def test_a_server_saves_its_table_and_the_next_engine_drafts_from_its_first_step
 ) -> None:
     model = tiny.build(tmp_path / "model", tokenizer=True)
     path = tmp_path / "stand.table"
-    options = OPTIONS | {"table_path": str(path), "table_save_minutes": 4 / 60}
+    options = OPTIONS | {"table_path": str(path), "table_save_minutes": 20 / 60}
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(ROOT))
         patch.setenv("VLLM_LOGGING_LEVEL", "INFO")
@@ -82,18 +88,21 @@ def test_a_server_saves_its_table_and_the_next_engine_drafts_from_its_first_step
         with vllm_server(served) as server:
             assert "cold start" in server.log_tail(1000)
             cold = answer(server)
-            until = time.monotonic() + 20
+            until = time.monotonic() + 120
             while not path.exists():  # while it serves, by the clock
                 assert time.monotonic() < until
                 time.sleep(0.1)
             assert contexts(path, at_the_end=False) > 0
+            while value(server, "specproof:table_saves_total") < 1:  # counted when it is there
+                assert time.monotonic() < until
+                time.sleep(0.1)
             assert value(server, "specproof:table_saves_total") == 1
             cold_steps = value(server, "vllm:spec_decode_num_drafts_total")
             cold_accepted = value(server, "vllm:spec_decode_num_accepted_tokens_total")
             assert answer(server) == cold  # the clock will not save this before the server ends
             parent = api_server(server)
             os.kill(parent.pid, signal.SIGTERM)  # what `docker stop` and systemd send
-            psutil.wait_procs([parent], timeout=30)
+            psutil.wait_procs([parent], timeout=120)
             assert path.exists(), server.log_tail(100)
     known = contexts(path, at_the_end=True)
     assert sorted(p.name for p in tmp_path.glob(".stand.table.*")) == []

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from numba import njit
 
+from proposers.context_keys import SALT, context_keys
 from proposers.mixture import LEAST, mix
-from proposers.table import ENTRIES, StandTable, context_keys, find_or_claim, longest_match
+from proposers.table import ENTRIES, StandTable, find_or_claim, longest_match
 
 V = 40
 TEXT = np.array([7, 3, 5, 2, 9], np.int32)
@@ -14,7 +15,7 @@ TEXT = np.array([7, 3, 5, 2, 9], np.int32)
 @njit
 def _keys(order):  # type: ignore[no-untyped-def]
     keys = np.empty(order, np.uint64)
-    context_keys(TEXT, 0, TEXT.shape[0], order, keys)
+    context_keys(TEXT, 0, TEXT.shape[0], order, keys, SALT)
     return keys
 
 

@@ -8,7 +8,7 @@ import warnings
 
 import numpy as np
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numba import njit
@@ -134,6 +134,7 @@ def test_coupled_races_meet_as_often_as_the_closed_form_says(sparse: bool) -> No
     st.integers(0, 2**31 - 1),
 )
 def test_race_is_the_naive_argmin(p: Law, key: int, position: int) -> None:
+    assume(p.max() == 0 or p.max() > 1e-300)  # below, every score is infinite, and one as good
     row = np.uint64(row_key(np.uint64(key), position))
     scores = [
         -math.log1p(-uniform(row, x)) / mass if mass > 0 else math.inf for x, mass in enumerate(p)

@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from proposers.batch import VerifiedRows
+from proposers.context_keys import SALT, context_keys
 from proposers.table import (
     ENTRIES,
     MAX_ENTRIES,
     MAX_ORDER,
     StandTable,
     bytes_per_slot,
-    context_keys,
     least_bytes,
 )
 
@@ -208,7 +208,7 @@ def one_row(context: Context, ids: Text, law: NDArray[np.float32]) -> VerifiedRo
 
 def key_of(token: int) -> int:
     keys = np.empty(1, np.uint64)
-    context_keys(np.array([token], np.int32), 0, 1, 1, keys)
+    context_keys(np.array([token], np.int32), 0, 1, 1, keys, SALT)
     return int(keys[0])
 
 

@@ -26,12 +26,13 @@ class Listener:
     """A drafter that keeps what it is told."""
 
     wants_rows = True
+    has_groups = True
 
     def __init__(self, wants_emitted: bool) -> None:
         self.wants_emitted = wants_emitted
         self.told: list[VerifiedRows] = []
 
-    def start(self, handle: int, prompt: NDArray[np.int32]) -> None:
+    def start(self, handle: int, prompt: NDArray[np.int32], group: int = 0) -> None:
         pass
 
     def observe(self, rows: VerifiedRows) -> None:
@@ -49,16 +50,21 @@ def step(drafter: Any) -> None:
             temperature_cpu=np.array([0.5, 0.9, 0.0], np.float32),
         )
     )
-    adapter.started |= {"a", "b", "c"}
+    for request_id in ("a", "b", "c"):
+        adapter.served.admit(request_id, SimpleNamespace(sampling_params=None))
+        adapter.served[request_id].started = True
     none = tokens()
     requests = [
         Request(0, 5, 0, HELD, 0, False, NO_DRAFTS),
         Request(1, 5, 4, none, 0, True, NO_DRAFTS),
         Request(2, 2, 5, none, 0, False, NO_DRAFTS),
     ]
-    stretches = [s for r in requests if not r.discarded for s in adapter.stretches(r)]
+    heard = [r for r in requests if not r.discarded]
+    stretches = [s for r in heard for s in adapter.stretches(r)]
     laws = laws_of(torch.randn(6, 50), stretches, entries=2)
-    adapter._learn(requests, stretches, laws, [tokens(11, 40), tokens(33), tokens(41)])
+    emitted = [tokens(11, 40), tokens(33), tokens(41)]
+    batch = adapter.runner.input_batch
+    adapter.teacher.teach(drafter, adapter.control, batch, heard, stretches, laws, emitted)
 
 
 def test_each_row_is_told_with_its_context_and_what_it_emitted() -> None:
@@ -100,7 +106,7 @@ def test_a_rule_that_looks_ahead_stays_away_from_block_borders(sizes: tuple[int,
     for text_length in range(1, 300):
         # the cache holds all but the text's last token, which is an input with the drafts
         needs = {tuple(-(-(text_length + drafts) // size) for size in sizes) for drafts in range(6)}
-        assert adapter._can_ask_for_a_block(text_length) == (len(needs) > 1)
+        assert adapter._may_need_a_block(text_length) == (len(needs) > 1)
 
 
 def test_requests_near_a_border_are_judged_by_the_token_rule() -> None:

@@ -142,3 +142,18 @@ def test_the_shortest_match_does_not_exceed_the_longest() -> None:
 def test_options_do_not_change() -> None:
     with pytest.raises(ValueError, match="frozen"):
         Options().order = 5
+
+
+@pytest.mark.parametrize(
+    ("section", "words"),
+    [
+        ({"length": "fixed", "h": 0.5}, "h is 0.5, which has no effect with length 'fixed'"),
+        ({"length": "fixed", "step_times_path": "x"}, "step_times_path is 'x', which has no"),
+        ({"h": 0.5, "step_times_path": "x"}, "step_times_path has no effect with h"),
+        ({"h": 0}, "h is 0, but input should be greater than 0"),
+        ({"h": 1.5}, "h is 1.5, but"),
+        ({"length": "mdp"}, "length is 'mdp', but input should be 'threshold' or 'fixed'"),
+    ],
+)
+def test_settings_of_the_draft_length(section: Any, words: str) -> None:
+    assert words in sentence(section)

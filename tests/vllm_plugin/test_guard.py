@@ -211,3 +211,20 @@ def test_the_command_line_prints_one_sentence(tmp_path: Path) -> None:
     assert "num_speculative_tokens is 129; it must lie in 1..128" in sentence
     assert run.stderr.rstrip().endswith(sentence)
     assert "Traceback" not in run.stderr + run.stdout
+
+
+def test_a_file_of_step_times_is_read_before_a_model_is_loaded(tmp_path: Path) -> None:
+    path = tmp_path / "times.json"
+    section = {"specproof": {"step_times_path": str(path)}}
+    assert "step_times_path" in refusal(OURS, section)
+    path.write_text("[1]")
+    assert f"{path} holds no step times" in refusal(OURS, section)
+
+
+def test_a_policy_without_times_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = hooks.problem
+    monkeypatch.setattr(
+        hooks, "problem", lambda hook: "gone" if hook is hooks.EXECUTE_MODEL else real(hook)
+    )
+    assert "set length to 'fixed': gone" in refusal(OURS)
+    assert guard.check("org/name", OURS, {"specproof": {"length": "fixed"}}) is True

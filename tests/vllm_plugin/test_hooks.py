@@ -11,7 +11,7 @@ import pytest
 from vllm_plugin import hooks
 from vllm_plugin.hooks import Hook
 
-ALL = (*hooks.SPECULATION, *hooks.TABLES, *hooks.STEPS, hooks.EXPAND)
+ALL = (*hooks.SPECULATION, *hooks.TABLES, *hooks.STEPS, *hooks.DELIVERY, hooks.EXPAND)
 
 
 @pytest.mark.parametrize("hook", ALL, ids=lambda hook: hook.target)

@@ -77,9 +77,11 @@ def test_laws_are_those_of_the_rows_in_the_order_of_the_stretches() -> None:
 
 
 def batch() -> Any:
-    text = np.array([[1, 2, 3, 4, 5], [7, 8, 0, 0, 0]], np.int32)
+    text = np.array([[1, 2, 3, 4, 5], [7, 8, 0, 0, 0], [6, 6, 0, 0, 0]], np.int32)
     return SimpleNamespace(
-        token_ids_cpu=text, temperature_cpu=np.array([0.5, 0.9], np.float32), req_ids=["a", "b"]
+        token_ids_cpu=text,
+        temperature_cpu=np.array([0.5, 0.9, 1.0], np.float32),
+        req_ids=["a", "b", "c"],
     )
 
 
@@ -187,3 +189,23 @@ def test_a_request_without_paths_has_one_row() -> None:
     (found,) = PathAdapter.stretches(adapter, request)
     assert (found.rows.tolist(), found.behind.tolist()) == ([100], [0])
     assert found.tokens.shape == (0,)
+
+
+def test_each_row_is_of_its_request_s_group() -> None:
+    groups = np.array([7 + i for i in range(len(STRETCHES))], np.uint64)
+    rows = verified_rows(batch(), 2, STRETCHES, laws(6, void=(1, 5)), None, groups)
+    whole = np.repeat(groups, [s.rows.shape[0] for s in STRETCHES])
+    assert rows.groups.tolist() == np.delete(whole, [1, 5]).tolist()
+    assert verified_rows(batch(), 2, STRETCHES, laws(6), None).groups.size == 0
+
+
+def test_rows_without_drafts_are_told_of_as_those_beside_drafts() -> None:
+    """The short way for plain steps gives what the long way does."""
+    plain = [Stretch.chain(0, 5, 0, ints()), Stretch.chain(1, 1, 1, ints())]
+    drafted = Stretch.chain(2, 2, 2, ints(9))
+    emitted = [ints(40), ints(), ints(9, 4)]
+    short = verified_rows(batch(), 3, plain, laws(2), emitted)
+    long = verified_rows(batch(), 3, [*plain, drafted], laws(4), emitted)
+    assert contexts(short) == contexts(long)[:2] == [[3, 4, 5], [7]]
+    assert short.emitted.tolist() == long.emitted.tolist()[:2] == [40, -1]
+    assert short.tokens.dtype == np.int32 and short.ends.dtype == np.int64

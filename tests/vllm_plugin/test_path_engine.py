@@ -254,6 +254,7 @@ def create(arguments: Arguments, started: list[Any], **facts: Any) -> Any:
         started.append((dict(self.speculative_config), self.scheduler_cls))
         made = config(**facts)
         made.compilation_config = SimpleNamespace(cudagraph_mode=CUDAGraphMode.FULL)
+        made.speculative_config = SimpleNamespace(model=self.speculative_config["model"])
         return made
 
     return guard._guarded(original)(arguments)

@@ -50,7 +50,7 @@ def fake_server(folder: Path, *, stubborn: bool = False, grace: float = 2.0) -> 
         lambda port: [*words, str(port), str(folder / "pids"), mode],
         environment=os.environ,
         name="the fake",
-        start_timeout=20.0,
+        start_timeout=120.0,
         grace=grace,
     )
 
@@ -124,7 +124,7 @@ def test_the_tree_ends_with_its_parent(tmp_path: Path, sign: signal.Signals) -> 
         pids = processes(tmp_path)
         assert all(_runs(pid) for pid in pids)
         holder.send_signal(sign)
-        holder.wait(15)
+        holder.wait(120)
     assert gone(pids)
 
 
@@ -147,7 +147,7 @@ def test_a_failed_start_shows_the_end_of_the_log() -> None:
         lambda port: [sys.executable, "-c", script],
         environment=os.environ,
         name="the fake",
-        start_timeout=20.0,
+        start_timeout=120.0,
     )
     with pytest.raises(ServerError, match="the fake ended before it answered") as caught, failing:
         pytest.fail("the block must not be entered")

@@ -176,7 +176,9 @@ def test_a_vllm_with_other_seams_serves_without_a_table_only(
 def test_engine_arguments_are_refused_before_an_engine_is_made(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = SimpleNamespace(model_config=MODEL)
+    made = SimpleNamespace(
+        model_config=MODEL, speculative_config=SimpleNamespace(model=OURS["model"])
+    )
     create = guard._guarded(lambda self: made)
     path = write(tmp_path / "t")
     arguments = SimpleNamespace(

@@ -18,10 +18,14 @@ import proposers
 import vllm_plugin
 from proposers import DraftRequests, VerifiedRows
 from proposers.path_stand import StandPathDrafter
+from tests.proposers.batches import requests
 from vllm_plugin import nodes_cpu, path_drafts
 from vllm_plugin.config import Options
+from vllm_plugin.length_control import Batch, LengthControl
+from vllm_plugin.length_settings import make_control
 from vllm_plugin.nodes import RULES, Nodes
-from vllm_plugin.warm_up import warm_up
+from vllm_plugin.step_clock import Held
+from vllm_plugin.warm_up import warm_up, warm_up_lengths
 
 K = 4
 ROOT = Path(__file__).parents[2]
@@ -93,11 +97,43 @@ def compiled_late(name: str, *, warmed: bool = True) -> list[str]:
     return [kernel for kernel, count in signatures().items() if count != before.get(kernel, 0)]
 
 
+def lengths_compiled_late() -> list[str]:
+    """The kernels that a length policy's first steps would compile. In a process of its own."""
+
+    def control() -> LengthControl:
+        return make_control(Options(), K, trees=False, hardware="")
+
+    warm_up_lengths(control(), drafter("Stand"))
+    before = signatures()
+    used, stand = control(), drafter("Stand")
+    rng = np.random.default_rng(0)
+    handles, one = np.arange(3), np.ones(3, np.int64)
+    batch = Batch(handles, np.array([K, 0, 2]), others=1, room=7)
+    texts = requests([[1, 2, 3, 1, 2, 3], [2, 3, 1, 2, 3]], [K, 2], temperature=0.7)
+    rows = VerifiedRows(
+        np.array([1, 2, 3, 1, 2], np.int32), np.zeros(2, np.int64), np.array([4, 5]),
+        np.tile(np.arange(10, dtype=np.int32), (2, 1)), np.full((2, 10), 0.1, np.float32),
+        np.array([2, 3], np.int32), np.array([0.7, 0.7]),
+    )  # fmt: skip
+    stand.start(0, texts.tokens[texts.rows[0], :6])
+    for step in range(40):
+        used.verified(handles, one, one * 0)
+        used.begin(Held(int(rng.integers(1, 12)), 3, decoding=step % 5 > 0))
+        if used.ahead(batch):
+            places = np.array([0, 2])
+            used.cut(batch, places, stand.draft(texts), texts.temperatures, places > 1)
+        used.shadow(stand, rows)
+        used.end()
+    used.report.send()
+    return [kernel for kernel, count in signatures().items() if count != before[kernel]]
+
+
 IN_A_PROCESS = """
 import json
-from tests.vllm_plugin.test_warm_up import compiled_late
+from tests.vllm_plugin.test_warm_up import compiled_late, lengths_compiled_late
 cold = compiled_late("PromptLookup", warmed=False)
-print(json.dumps({"cold": cold} | {name: compiled_late(name) for name in NAMES}))
+late = {name: compiled_late(name) for name in NAMES}
+print(json.dumps({"cold": cold, "lengths": lengths_compiled_late()} | late))
 """
 
 
@@ -159,4 +195,4 @@ def test_nothing_is_is_left_to_compile() -> None:
     assert run.returncode == 0, run.stderr
     late = json.loads(run.stdout.splitlines()[-1])
     assert late.pop("cold") == ["proposers.prompt_lookup._draft"]  # what the test would see
-    assert late == {name: [] for name in names}
+    assert late == {name: [] for name in [*names, "lengths"]}

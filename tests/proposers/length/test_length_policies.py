@@ -12,7 +12,14 @@ from numpy.typing import NDArray
 
 from proposers.length.baselines import BatchTable, Confidence, EntropyBound, MovingAverage
 from proposers.length.features import ENTROPY, NAMES, TOP
-from proposers.length.policy import Candidates, Fixed, Outcome, Refusal, drafted_lengths
+from proposers.length.policy import (
+    Candidates,
+    Fixed,
+    Outcome,
+    Refusal,
+    drafted_lengths,
+    surviving,
+)
 from proposers.length.threshold import Threshold
 from proposers.replay.lengths import GivenTimes
 from theory.stopping import fixed_length, profile_problem, solve
@@ -190,15 +197,15 @@ def test_confidence_stops_behind_the_first_unsure_token() -> None:
 
 
 def test_the_entropy_bound() -> None:
-    policy = EntropyBound(gamma=1.0, floor=0.5)
+    policy = EntropyBound(gamma=1.0, least=0.5)
     assert policy.lengths(shown(ENTROPY, [[0.0, 0.2, 0.26, 0.0]])).tolist() == [2]
     moving = EntropyBound(1.0, 0.5, target=0.5, step=0.1)
     for _ in range(50):
         moving.observe(outcome([4], [4]))
-    low = moving.floor
+    low = moving.least
     for _ in range(200):
         moving.observe(outcome([4], [0]))
-    assert low < 0.5 < moving.floor <= 1.0
+    assert low < 0.5 < moving.least <= 1.0
 
 
 def test_the_moving_average() -> None:
@@ -241,3 +248,33 @@ def test_the_moving_average() -> None:
 def test_bad_values_are_refused(make: object, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         make()  # type: ignore[operator]
+
+
+@pytest.mark.parametrize(("more", "rate"), [(0.1, 2.0), (0.25, 1.5), (0.01, 3.0)])
+def test_a_tree_s_floor_is_the_price_of_a_token(more: float, rate: float) -> None:
+    """Where T is a straight line: lambda (T(n+1) - T(n)), whatever was verified before."""
+    line = GivenTimes([1, 2], [1.0, 1.0 + more])
+    policy = Threshold(line, rate=rate)
+    assert policy.floor(1) == pytest.approx(rate * more)
+    policy.observe(Outcome(np.arange(1), np.array([40]), np.array([3]), 2.0))
+    assert policy.floor(1) == pytest.approx(rate * more)
+
+
+def test_a_tree_s_floor_follows_the_tokens_that_were_verified() -> None:
+    """A step that is full prices its next token as the curve does there."""
+    bent = GivenTimes([1, 17, 18], [1.0, 1.0, 2.0])
+    policy = Threshold(bent, rate=1.0, lookahead=0, memory=1.0)
+    assert policy.floor(1) == 0.0
+    for _ in range(20):
+        policy.observe(Outcome(np.arange(1), np.array([30]), np.array([3]), 2.0))
+    assert policy.floor(1) == pytest.approx(1.0, rel=1e-3)
+
+
+@given(st.integers(0, 2**32 - 1))
+def test_chains_that_survive_end_at_the_first_token_that_does_not(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    acceptance = rng.random((5, 4)) ** 0.3
+    acceptance[rng.random((5, 4)) < 0.1] = np.nan
+    floor, most = float(rng.random()), rng.integers(0, 7, 5)
+    fits = np.logical_and.accumulate(np.cumprod(acceptance, axis=1) >= floor, axis=1)
+    assert (surviving(acceptance, floor, most) == np.minimum(fits.sum(axis=1), most)).all()

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from proposers.length.never_slower import NeverSlower
-from proposers.length.policy import Candidates, Fixed, LengthPolicy, Outcome
+from proposers.length.policy import Candidates, Fixed, LengthPolicy, Outcome, Refusal
 from proposers.length.threshold import Threshold
 from proposers.replay.lengths import GivenTimes
 
@@ -122,3 +122,25 @@ def test_steps_with_prefills_teach_nothing() -> None:
 def test_bad_settings_are_refused(change: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="must"):
         NeverSlower(Fixed(1), TIMES, **change)  # type: ignore[arg-type]
+
+
+def test_a_plain_step_comes_now_and_then() -> None:
+    """T(B) is what all is judged by: the 2nd, 4th, ..., 128th and every further 128th shows it."""
+    policy = NeverSlower(Fixed(4), TIMES)
+    few, many = np.arange(1), np.arange(5)
+    plain = []
+    for step in range(1, 600):
+        if policy.ahead(few, 4) == 0:
+            plain.append(step)
+        policy.observe(Outcome(few, np.array([4]), np.array([4]), 1.0))
+    assert plain == [2, 4, 8, 16, 32, 64, 128, 256, 384, 512]
+    assert [policy.ahead(many, 4) for _ in range(3)] == [4, 0, 4]  # others are counted apart
+
+
+def test_trees_are_cut_by_the_policy_inside() -> None:
+    assert NeverSlower(Refusal(0.7), TIMES).floor(3) == pytest.approx(0.3)
+    policy = NeverSlower(Refusal(0.7), TIMES, patience=3)
+    for _ in range(5):  # of which the second and the fourth are plain anyway
+        assert policy.ahead(np.arange(1), 4) in (0, 4)
+        policy.observe(Outcome(np.arange(1), np.array([0]), np.array([0]), 1.0))
+    assert policy.reason == "zero"

@@ -8,7 +8,8 @@ from numba import njit
 from scipy.optimize import isotonic_regression
 
 from proposers.length import rising_curve
-from proposers.length.rising_curve import FIRST_SPREAD, KNOTS, RECENT, SUMS
+from proposers.length.rising_curve import FIRST_SPREAD, RECENT
+from proposers.length.step_times_file import KNOTS, SUMS
 
 
 @njit

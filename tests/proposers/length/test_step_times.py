@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from proposers.length.rising_curve import KNOTS, RECENT
-from proposers.length.step_times import StepTimes, StepTimesError
+from proposers.length.rising_curve import RECENT
+from proposers.length.step_times import StepTimes
+from proposers.length.step_times_file import KNOTS, StepTimesError
 
 EVERY = np.concatenate([np.arange(1, 300), np.geomspace(300, 20_000, 40)])
 SEEN = (1, 2, 3, 4, 5, 6, 9, 12, 17, 20, 30, 36)
@@ -142,18 +143,24 @@ def test_memory_does_not_grow():
 
 
 def test_observing_and_asking_is_cheap():
-    """0.05 ms a step is the budget; the best of several tries, since others use the machine."""
-    times = StepTimes()
+    """In numpy's interpolations on so many knots, a step; both times the best of several tries."""
+    times, knots = StepTimes(), np.arange(20.0)
     times.observe(5, 0.01)
 
-    def once():
-        began = time.perf_counter()
-        for _ in range(200):
-            times.observe(5, 0.01)
-            times.marginal(5)
-        return (time.perf_counter() - began) / 200
+    def observe_and_ask():
+        times.observe(5, 0.01)
+        times.marginal(5)
 
-    assert min(once() for _ in range(10)) < 5e-5
+    def best(work):
+        tries = []
+        for _ in range(10):
+            began = time.perf_counter()
+            for _ in range(200):
+                work()
+            tries.append(time.perf_counter() - began)
+        return min(tries)
+
+    assert best(observe_and_ask) < 40 * best(lambda: np.interp(5.0, knots, knots))
 
 
 @pytest.mark.parametrize(

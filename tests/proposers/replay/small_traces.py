@@ -56,6 +56,7 @@ class GivenDrafter:
     """Draws from a given law of the text, and stops before texts that `stops` names."""
 
     wants_rows = False
+    has_groups = True
 
     def __init__(
         self,
@@ -68,7 +69,7 @@ class GivenDrafter:
         self.law, self.draft_length, self.stops = law, draft_length, stops
         self._rng = np.random.default_rng(seed)
 
-    def start(self, handle: int, prompt: NDArray[np.int32]) -> None: ...
+    def start(self, handle: int, prompt: NDArray[np.int32], group: int = 0) -> None: ...
 
     def observe(self, rows: VerifiedRows) -> None: ...
 

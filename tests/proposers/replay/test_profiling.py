@@ -250,7 +250,7 @@ class Witness(GivenDrafter):
         super().__init__(lambda text: np.full(V, 1 / V), draft_length=K)
         self.calls: list[tuple] = []
 
-    def start(self, handle, prompt) -> None:
+    def start(self, handle, prompt, group=0) -> None:
         self.calls.append(("start", handle, prompt.tolist()))
 
     def observe(self, rows) -> None:
