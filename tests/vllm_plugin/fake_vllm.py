@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -152,6 +153,14 @@ class FakeVllm:
         return {str(x): {"logprob": float(np.log(law[x])), "rank": 1} for x in best}
 
 
+class QuietServer(ThreadingHTTPServer):
+    """A client that goes in the middle of a request is no error worth a traceback."""
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
+
+
 @contextmanager
 def served(fake: FakeVllm) -> Iterator[str]:
     """The URL at which ``fake`` answers."""
@@ -171,13 +180,20 @@ def served(fake: FakeVllm) -> Iterator[str]:
                 self.send(404, "{}")
 
         def do_POST(self) -> None:
-            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             try:
+                body = json.loads(self.whole_body())
                 reply = fake.tokenize if self.path == "/tokenize" else fake.complete
                 status, answer = reply(body)
                 self.send(status, json.dumps(answer))
             except ConnectionError:  # raised for a test, or the client has gone
                 self.close_connection = True
+
+        def whole_body(self) -> bytes:
+            length = int(self.headers["Content-Length"])
+            data = self.rfile.read(length)
+            if len(data) < length:
+                raise ConnectionAbortedError("the client has gone before its request was whole")
+            return data
 
         def send(self, status: int, text: str) -> None:
             data = text.encode()
@@ -189,7 +205,7 @@ def served(fake: FakeVllm) -> Iterator[str]:
         def log_message(self, *words: object) -> None:
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server = QuietServer(("127.0.0.1", 0), Handler)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
     thread.start()
     try:

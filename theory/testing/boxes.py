@@ -33,33 +33,37 @@ class NotBoxes(Exception):
 class Boxes:
     """Leaf l holds `mass[l]` of the unit cube of row `rows[l]`, and emits `codes[l]` there.
 
-    levels: for each axis, the sorted keys parent + lower end, by which `predict` descends.
+    middles (leaves, axes): where `codes` were looked at.
+    levels: for each axis, the sorted keys parent + lower end, by which `leaf` descends.
     """
 
     rows: Ints
     codes: Ints
     mass: Floats
+    middles: Floats
     levels: tuple[Floats, ...]
 
-    def predict(self, rows: Ints, points: Floats) -> Ints:
-        """What the boxes say is emitted at points (M, axes)."""
+    def leaf(self, rows: Ints, points: Floats) -> Ints:
+        """The leaf of each of points (M, axes)."""
         node = rows
         for axis, keys in enumerate(self.levels):
             node = np.searchsorted(keys, node + points[:, axis], side="right") - 1
-        return self.codes[node]
+        return node
 
     def agreement(self, evaluate: Evaluate, rows: Ints, rng: np.random.Generator) -> Floats:
-        """Points of the given rows, drawn uniformly, where the boxes are wrong: (wrong, axes).
+        """Points of the given rows, drawn uniformly, where the boxes are wrong: (wrong, 2, axes).
 
-        If none of n points is wrong, the mass where the boxes are wrong is below ln(1/d)/n but for
-        probability d.
+        With each comes the middle of its box, where something else is emitted: either may lie in
+        the slice that was missed. If none of n points is wrong, the mass where the boxes are wrong
+        is below ln(1/d)/n but for probability d.
         """
         wrong = []
         for start in range(0, rows.size, BATCH):
             part = rows[start : start + BATCH]
             points = rng.random((part.size, len(self.levels)))
-            bad = evaluate(part, points) != self.predict(part, points)
-            wrong.append(points[bad])
+            leaf = self.leaf(part, points)
+            bad = evaluate(part, points) != self.codes[leaf]
+            wrong.append(np.stack([points[bad], self.middles[leaf[bad]]], axis=1))
         return np.concatenate(wrong)
 
 
@@ -74,10 +78,10 @@ def integrate(
 ) -> Boxes:
     """The boxes of `rows` rows over `axes` uniforms.
 
-    grid: first cuts of each axis. extra (m, axes): points that must be looked at too (where an
-    earlier answer was wrong). Raises NotBoxes.
+    grid: first cuts of each axis. extra (m, 2, axes): pairs of points that must be looked at too
+    (where an earlier answer was wrong: `Boxes.agreement`). Raises NotBoxes.
     """
-    extra = np.zeros((0, axes)) if extra is None else extra
+    extra = np.zeros((0, axes)) if extra is None else extra.reshape(-1, axes)
     owner = np.arange(rows, dtype=np.int64)
     fixed = np.zeros((rows, 0))
     mass = np.ones(rows)
@@ -94,7 +98,7 @@ def integrate(
     codes = np.concatenate(
         [evaluate(owner[i : i + BATCH], fixed[i : i + BATCH]) for i in range(0, owner.size, BATCH)]
     )
-    return Boxes(owner, codes, mass, tuple(levels))
+    return Boxes(owner, codes, mass, fixed, tuple(levels))
 
 
 class _Look:

@@ -73,7 +73,7 @@ class Examiner:
         return [self._statistical(family, case) for case in range(len(cases))]
 
     def _boxes(self, rows: Rows) -> Boxes | None:
-        extra = np.zeros((0, rows.axes))
+        extra = np.zeros((0, 2, rows.axes))
         for _ in range(4):
             try:
                 boxes = integrate(rows.evaluate, rows.owner.size, rows.axes, self.rng, extra=extra)

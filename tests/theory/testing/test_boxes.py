@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from theory.testing.boxes import NotBoxes, integrate
@@ -38,12 +38,13 @@ def found_law(boxes):
     return dict(zip(codes.tolist(), np.bincount(inverse, boxes.mass).tolist(), strict=True))
 
 
-@settings(max_examples=25, derandomize=True)
+@settings(max_examples=25)
 @given(st.integers(1, 2), st.integers(0, 10**6))
+@example(axes=2, seed=260308)  # half of the mass lies in a box whose middle is in a missed slice
 def test_trees_of_thresholds_are_integrated_or_the_error_is_seen(axes, seed):
     evaluate, law = tree_function(axes, seed)
     rng = np.random.default_rng(seed)
-    extra = np.zeros((0, axes))
+    extra = np.zeros((0, 2, axes))
     for _ in range(6):
         boxes = integrate(evaluate, 1, axes, rng, extra=extra)
         wrong = boxes.agreement(evaluate, np.zeros(2000, dtype=np.int64), rng)
