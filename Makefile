@@ -16,7 +16,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 QUIET := -qq --progress-bar off
 TORCH := $(shell grep '^torch==' requirements/cpu.txt)
 
-.PHONY: setup demo test lint search bench lock
+.PHONY: setup demo test lint rivals prepare search bench lock
 .DELETE_ON_ERROR:
 
 setup: .venv/installed
@@ -57,11 +57,18 @@ lint: setup
 	$(BIN)/mypy
 
 # Two processes, a file each at a time, in the order of the folders: the engine's files, which take
-# longest, come first. The one optional package is tested where it can be built.
-test: lint
+# longest, come first. Before that, side by side: what both would make, and the checks of the code.
+test: setup
+	@$(MAKE) --no-print-directory -j 2 prepare lint rivals
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+# The one optional package is tested where it can be built.
+rivals: setup
 	@$(MAKE) --no-print-directory .venv/bench-installed || \
 	  echo "test: arctic-inference cannot be built here: tests of suffix decoding are skipped" >&2
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+prepare: setup
+	$(BIN)/python -m tests.prepare
 
 # Properties on examples that no run has seen: they may find what nobody has thought of.
 search: setup

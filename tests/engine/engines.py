@@ -1,9 +1,11 @@
 """Engines for tests: a real vLLM engine core in its own process, as `vllm serve` runs it."""
 
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
@@ -19,6 +21,7 @@ if worker := os.environ.get("PYTEST_XDIST_WORKER"):
     os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", str(core))
 
 STAND = "vllm_plugin.Stand"
+logging.raiseExceptions = False  # an engine may end when its test's output is closed already
 
 
 @contextmanager
@@ -29,9 +32,14 @@ def engine(
     draft_length: int = 4,
     options: dict[str, Any] | None = None,
     speculative: dict[str, Any] | None = None,
+    await_end: bool = False,
     **settings: Any,
 ) -> Iterator[Any]:
-    """A vLLM ``LLM`` with one of our proposers, another method, or none; shut down on exit."""
+    """A vLLM ``LLM`` with one of our proposers, another method, or none; shut down on exit.
+
+    An engine takes 5 s to end, in which it mostly waits. Tests go on meanwhile, unless
+    ``await_end``.
+    """
     from vllm import LLM
 
     if proposer is not None:
@@ -58,7 +66,10 @@ def engine(
     try:
         yield llm
     finally:
-        llm.llm_engine.engine_core.shutdown()
+        end = Thread(target=llm.llm_engine.engine_core.shutdown)
+        end.start()
+        if await_end:
+            end.join()
 
 
 def counters(llm: Any) -> dict[str, Any]:

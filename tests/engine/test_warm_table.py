@@ -110,7 +110,8 @@ def test_a_server_saves_its_table_and_the_next_engine_drafts_from_its_first_step
     path.touch()
     before = path.stat().st_mtime_ns
     warm = OPTIONS | {"table_path": str(path), "table_save_minutes": 0}
-    with engine(model, proposer=STAND, options=warm, max_model_len=128) as llm:
+    settings: dict[str, Any] = {"options": warm, "max_model_len": 128, "await_end": True}
+    with engine(model, proposer=STAND, **settings) as llm:
         answers = generate(llm)
         measured = counters(llm)
     assert answers == cold
