@@ -10,8 +10,6 @@ However the block is left, ``vllm_plugin.reaper`` lets the halted go on and ends
 import contextlib
 import time
 from collections.abc import Iterator
-from types import TracebackType
-from typing import Self
 
 import httpx
 import psutil
@@ -24,24 +22,12 @@ _POLL_SECONDS = 0.01
 _HALTED = (psutil.STATUS_STOPPED, psutil.STATUS_ZOMBIE)
 
 
-class FrozenServers:
+class FrozenServers(contextlib.ExitStack):
     """Servers by name, started one after the other, frozen except while ``thawed``."""
 
     def __init__(self) -> None:
-        self._stack = contextlib.ExitStack()
+        super().__init__()
         self._servers: dict[str, ServerProcess] = {}
-
-    def __enter__(self) -> Self:
-        self._stack.__enter__()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._stack.__exit__(kind, error, trace)
 
     def start(self, name: str, server: ServerProcess) -> None:
         """Start one more server, and freeze it once it answers.
@@ -51,7 +37,7 @@ class FrozenServers:
         ServerError
             When it does not start, or cannot be halted.
         """
-        self._servers[name] = self._stack.enter_context(server)
+        self._servers[name] = self.enter_context(server)
         freeze(server)
 
     @contextlib.contextmanager

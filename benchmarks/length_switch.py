@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from vllm_plugin.local_engine import runner_of
+
 
 def switch(worker: Any, name: str, made: dict[str, Any]) -> None:
     """Let a policy decide from now on; ``made`` says how it is made the first time."""
@@ -18,7 +20,7 @@ def switch(worker: Any, name: str, made: dict[str, Any]) -> None:
     from proposers.length.threshold import Threshold
     from vllm_plugin.length_control import LengthControl
 
-    runner = getattr(worker, "worker", worker).model_runner
+    runner = runner_of(worker)
     adapter = runner.drafter.adapter
     controls = runner.__dict__.setdefault("specproof_controls", {})
     if name not in controls:
@@ -30,7 +32,6 @@ def switch(worker: Any, name: str, made: dict[str, Any]) -> None:
             "EntropyBound": baselines.EntropyBound,
             "MovingAverage": baselines.MovingAverage,
             "BatchTable": baselines.BatchTable,
-            "Threshold": lambda: Threshold(times),
             "NeverSlower": lambda: NeverSlower(Threshold(times), times),
         }
         controls[name] = LengthControl(
@@ -45,7 +46,7 @@ def switch(worker: Any, name: str, made: dict[str, Any]) -> None:
 
 def sums(worker: Any) -> dict[str, Any]:
     """What the present policy came to since it was last asked."""
-    runner = getattr(worker, "worker", worker).model_runner
+    runner = runner_of(worker)
     control = runner.drafter.adapter.control
     report = control.report
     with report.lock:
@@ -61,7 +62,7 @@ def sums(worker: Any) -> dict[str, Any]:
             "realised": tally.realised.tolist(),
             "judged": tally.judged.tolist(),
             "state": getattr(control.policy, "state", "on"),
-            "seconds": (control.step_times.seconds([1, 2, 4, 8, 16, 32, 64]) * 1).tolist(),
+            "seconds": control.step_times.seconds([1, 2, 4, 8, 16, 32, 64]).tolist(),
         }
         tally.clear()
     return found

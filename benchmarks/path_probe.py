@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from vllm_plugin import step_clock
+from vllm_plugin.local_engine import runner_of
 
 
 class Probe:
@@ -48,7 +49,7 @@ class Probe:
 
 def install(worker: Any) -> None:
     """Start measuring this worker; once for each engine."""
-    runner = getattr(worker, "worker", worker).model_runner
+    runner = runner_of(worker)
     probe = runner.specproof_probe = Probe()
     _time_the_step(runner, probe)
     adapter = getattr(getattr(runner, "drafter", None), "adapter", None)
@@ -139,14 +140,14 @@ def _recorded(probe: Probe, decide: Callable[..., Any]) -> Callable[..., Any]:
 
 def forget(worker: Any) -> None:
     """Drop what was measured so far: a warm-up."""
-    probe = getattr(worker, "worker", worker).model_runner.specproof_probe
+    probe = runner_of(worker).specproof_probe
     probe.steps.clear()
     probe.nodes.clear()
 
 
 def collect(worker: Any) -> tuple[list[dict[str, float]], list[tuple[Any, ...]]]:
     """All steps and first nodes since the last time this was called."""
-    probe = getattr(worker, "worker", worker).model_runner.specproof_probe
+    probe = runner_of(worker).specproof_probe
     taken = list(probe.steps), list(probe.nodes)
     forget(worker)
     return taken

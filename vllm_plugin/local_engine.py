@@ -43,6 +43,11 @@ def local_engine(
         llm.llm_engine.engine_core.shutdown()
 
 
+def runner_of(worker: Any) -> Any:
+    """The model runner of what ``LLM.collective_rpc`` gives a function: a worker, maybe wrapped."""
+    return getattr(worker, "worker", worker).model_runner
+
+
 def answers(
     llm: Any, question: str, *, samples: int, temperature: float, max_tokens: int
 ) -> list[list[int]]:

@@ -8,6 +8,8 @@ from pathlib import Path
 from threading import Thread
 from typing import Any
 
+from vllm_plugin.local_engine import runner_of
+
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
 os.environ.setdefault("VLLM_ALLOW_INSECURE_SERIALIZATION", "1")  # collective_rpc with a function
@@ -88,7 +90,7 @@ def adapter_sizes(llm: Any) -> dict[str, int]:
 
 
 def _sizes(worker: Any) -> dict[str, int]:
-    runner = getattr(worker, "worker", worker).model_runner
+    runner = runner_of(worker)
     adapter = runner.drafter.adapter
     return {
         "pending": len(adapter.pending),

@@ -13,7 +13,8 @@ import numpy as np
 
 from tests.engine.engines import STAND, engine
 from tests.engine.exact import Sampling
-from tests.engine.scripted_paths import adapter_of, runner_of
+from tests.engine.scripted_paths import adapter_of
+from vllm_plugin.local_engine import runner_of
 from vllm_plugin.path_settings import LEGAL
 
 PAIRS = tuple(sorted((drafting, rule) for rule, ways in LEGAL.items() for drafting in ways))

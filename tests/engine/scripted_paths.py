@@ -15,12 +15,9 @@ import numpy as np
 
 from proposers import DraftRequests
 from proposers.path_batch import PathDrafts
+from vllm_plugin.local_engine import runner_of
 
 SWITCHES = ("copy-in", "copy-back", "row expansion", "re-sync", "sync")
-
-
-def runner_of(worker: Any) -> Any:
-    return getattr(worker, "worker", worker).model_runner
 
 
 def adapter_of(worker: Any) -> Any:

@@ -24,8 +24,9 @@ from tests.engine import tiny
 from tests.engine.engines import STAND, counters, engine
 from tests.engine.exact import ExactModel, Law, Sampling
 from tests.engine.sampled_laws import CHILDREN, PROMPT, fits, plan, sample
-from tests.engine.scripted_paths import adapter_of, runner_of
+from tests.engine.scripted_paths import adapter_of
 from vllm_plugin.backends import backend
+from vllm_plugin.local_engine import runner_of
 
 N = 71_680
 SETTINGS = {

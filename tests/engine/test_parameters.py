@@ -26,6 +26,7 @@ from tests.engine.exact import ExactModel, Law
 from tests.engine.exact_parameters import Parameters
 from tests.engine.tiny import token
 from theory.equivalence import FitPlan, joint_counts, plan_fit
+from vllm_plugin.local_engine import runner_of
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow]
 N = 6_144
@@ -380,7 +381,7 @@ def _right_again(worker: Any) -> None:
 
 def _draft_letters(worker: Any, designed: bool) -> None:
     """Drafts of known law, far from p: a letter that fits or one that the grammar refuses."""
-    drafter = getattr(worker, "worker", worker).model_runner.drafter.adapter.drafter
+    drafter = runner_of(worker).drafter.adapter.drafter
     if not designed:
         del drafter.draft
         return
@@ -479,7 +480,7 @@ def test_structured_greedy_texts_equal_stock(llm: Any, stock: Any, grammar: Any)
 
 def _break_rows(worker: Any, broken: bool) -> None:
     """Logits of requests that ask for it are replaced before they are sampled, NaN for example."""
-    runner = getattr(worker, "worker", worker).model_runner
+    runner = runner_of(worker)
     kind = type(runner)
     if not broken:
         del kind._sample
@@ -539,7 +540,7 @@ def _keep_state_by_row(worker: Any) -> None:
     """Load a processor that no request can be told of, as ``--logits-processors`` would."""
     from tests.engine.processors import ByRow
 
-    runner = getattr(worker, "worker", worker).model_runner
+    runner = runner_of(worker)
     runner.input_batch.logitsprocs.non_argmax_invariant.append(ByRow(None, None, False))
     adapter = getattr(getattr(runner, "drafter", None), "adapter", None)
     if adapter is not None:

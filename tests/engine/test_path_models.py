@@ -5,12 +5,13 @@ from typing import Any
 
 from tests.engine import scripted_paths, tiny
 from tests.engine.engines import STAND, counters, engine
+from vllm_plugin.local_engine import runner_of
 
 WINDOW = 32
 
 
 def _layers(worker: Any) -> tuple[str, int, int, int]:
-    runner = scripted_paths.runner_of(worker)
+    runner = runner_of(worker)
     spec = runner.kv_cache_config.kv_cache_groups[0].kv_cache_spec
     layer = next(iter(runner.compilation_config.static_forward_context.values()))
     return (

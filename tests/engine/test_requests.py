@@ -10,6 +10,7 @@ from vllm.exceptions import VLLMValidationError
 
 from tests.engine import tiny
 from tests.engine.engines import STAND, adapter_sizes, counters, engine
+from vllm_plugin.local_engine import runner_of
 from vllm_plugin.step_clock import StepClock
 
 LIMIT = 128
@@ -215,22 +216,18 @@ def test_nothing_is_left_of_cancelled_and_finished_requests(llm: Any) -> None:
     assert sizes["pending"] <= 1
 
 
-def _runner(worker: Any) -> Any:
-    return getattr(worker, "worker", worker).model_runner
-
-
 def _start_clock(worker: Any) -> None:
-    runner = _runner(worker)
+    runner = runner_of(worker)
     runner.seen_steps = []
     StepClock.install(runner, lambda *step: runner.seen_steps.append(step))
 
 
 def _stop_clock(worker: Any) -> list[Any]:
-    runner = _runner(worker)
+    runner = runner_of(worker)
     del runner.specproof_step_clock
     steps, runner.seen_steps = runner.seen_steps, []
     return steps
 
 
 def _clock_is_gone(worker: Any) -> bool:
-    return _runner(worker).seen_steps == []
+    return runner_of(worker).seen_steps == []

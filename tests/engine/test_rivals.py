@@ -15,8 +15,9 @@ import torch
 from tests.engine import tiny
 from tests.engine.engines import counters, engine
 from tests.engine.exact import ExactModel
-from tests.engine.scripted_paths import adapter_of, runner_of
+from tests.engine.scripted_paths import adapter_of
 from vllm_plugin import PROPOSERS
+from vllm_plugin.local_engine import runner_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.engine]
 PROMPTS = [[5, 6, 7, 8, 5, 6, 7, 8, 5, 6], [9, 3, 4], [30, 31, 30, 31, 30], [12]]
